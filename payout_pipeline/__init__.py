@@ -1,0 +1,1 @@
+"""Polymarket payout vectors from a Goldsky subgraph into ClickHouse, orchestrated with Dagster."""

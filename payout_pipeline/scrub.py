@@ -1,0 +1,79 @@
+"""Secrets are taken out of everything that leaves the program: messages, logs, metadata, files.
+
+A secret is registered once, when the settings are read; :func:`scrub` then removes it in each form in which a server
+or a library may echo it: as it is, URL-encoded, and as base64 at any alignment (so also inside a basic
+authorization header, where the user name stands before it).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import threading
+from urllib.parse import quote, quote_plus
+
+_MASK = "***"
+_MIN_LENGTH = 4  # shorter values would mask ordinary words and hide nothing that could not be guessed
+_lock = threading.Lock()
+_forms: set[str] = set()
+_pattern: re.Pattern[str] | None = None
+
+# Credentials in a URL and bearer tokens are masked even where nobody registered them.
+_URL_CREDENTIALS = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*://)[^/\s@'\"]+@")
+_AUTHORIZATION = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+def _base64_cores(value: bytes) -> set[str]:
+    """The part of the base64 text of ``value`` that does not depend on its neighbours, for each of three alignments."""
+    cores: set[str] = set()
+    for offset in range(3):
+        encoded = base64.b64encode(b"\0" * offset + value).decode()
+        first = (0, 2, 3)[offset]
+        last = len(encoded) - (0, 4, 4)[(-(offset + len(value))) % 3 and 1]
+        core = encoded[first:last].rstrip("=")
+        if len(core) >= _MIN_LENGTH + 2:
+            cores.add(core)
+            cores.add(core.replace("+", "-").replace("/", "_"))
+    return cores
+
+
+def register_secret(value: str | None) -> None:
+    """Make :func:`scrub` remove ``value`` and its encoded forms from now on. Empty and very short values are ignored."""
+    global _pattern
+    if not value or len(value) < _MIN_LENGTH:
+        return
+    raw = value.encode()
+    forms = {value, quote(value, safe=""), quote(value), quote_plus(value), json.dumps(value)[1:-1], repr(value)[1:-1]}
+    forms |= {form.lower() for form in (quote(value, safe=""), quote(value)) if "%" in form}
+    forms.add(raw.hex())
+    forms |= _base64_cores(raw)
+    with _lock:
+        _forms.update(forms)
+        _pattern = re.compile("|".join(re.escape(form) for form in sorted(_forms, key=len, reverse=True)))
+
+
+def scrub(text: str) -> str:
+    """``text`` without any registered secret, credentials in URLs or authorization values."""
+    if _pattern is not None:
+        text = _pattern.sub(_MASK, text)
+    text = _URL_CREDENTIALS.sub(rf"\1{_MASK}@", text)
+    return _AUTHORIZATION.sub(rf"\1 {_MASK}", text)
+
+
+def escape_controls(text: str) -> str:
+    """``text`` on one line, with control and direction-changing characters written out, so that it cannot forge a log line."""
+    return _CONTROL.sub(lambda m: f"\\u{ord(m.group()):04x}", text.replace("\n", "\\n").replace("\r", "\\r"))
+
+
+def excerpt(text: str, limit: int = 200) -> str:
+    """The first ``limit`` characters of ``text``, scrubbed first (a secret cut in half is still a secret), on one line."""
+    clean = scrub(text)
+    return escape_controls(clean[:limit]) + ("…" if len(clean) > limit else "")
+
+
+def escape_markdown(text: str) -> str:
+    """``text`` as it may stand inside Markdown or HTML without becoming markup."""
+    text = escape_controls(scrub(text)).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_{}\[\]()#+!|~])", r"\\\1", text)
