@@ -29,10 +29,10 @@ def _base64_cores(value: bytes) -> set[str]:
     """The part of the base64 text of ``value`` that does not depend on its neighbours, for each of three alignments."""
     cores: set[str] = set()
     for offset in range(3):
-        encoded = base64.b64encode(b"\0" * offset + value).decode()
-        first = (0, 2, 3)[offset]
-        last = len(encoded) - (0, 4, 4)[(-(offset + len(value))) % 3 and 1]
-        core = encoded[first:last].rstrip("=")
+        encoded = base64.b64encode(b"\0" * offset + value).decode().rstrip("=")
+        first = (0, 2, 3)[offset]  # characters that also carry bits of what stands before
+        last = len(encoded) - (1 if (offset + len(value)) % 3 else 0)  # and of what stands behind
+        core = encoded[first:last]
         if len(core) >= _MIN_LENGTH + 2:
             cores.add(core)
             cores.add(core.replace("+", "-").replace("/", "_"))
