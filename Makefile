@@ -1,0 +1,51 @@
+# `make demo` and `make test` do all the set-up on a fresh machine with Python 3.10 or newer.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
+	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null && { echo $$p; break; }; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export DAGSTER_HOME ?= $(CURDIR)
+SEED ?=
+N ?= 20
+
+.PHONY: help setup demo ui test test-all check format lock chaos bench fuzz test-ui test-graph-node test-cluster clean
+
+help:
+	@echo "make demo | ui | test | check | test-all | chaos | bench | fuzz | test-ui | test-graph-node | test-cluster | clean"
+
+setup: $(STAMP)
+
+$(STAMP): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.10 to 3.13 with venv is needed and was not found; set PYTHON=/path/to/python3" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/payout-pipeline demo
+
+ui: $(STAMP)
+	$(BIN)/dagster dev --host 127.0.0.1 --port 3000
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow and not ui and not graph_node and not cluster" -n 2 --dist loadgroup
+
+test-all: $(STAMP)
+	$(BIN)/python -m pytest -m "not ui and not graph_node and not cluster" -n 2 --dist loadgroup
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock:
+	uv pip compile --universal --python-version 3.10 --generate-hashes --no-emit-index-url --no-emit-find-links \
+		--no-header --extra embedded --extra dev pyproject.toml -o requirements.lock
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
