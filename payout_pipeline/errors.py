@@ -11,6 +11,8 @@ class PayoutPipelineError(Exception):
     """Base of all expected faults; shown to users without a traceback. ``exit_code`` is that of the command line."""
 
     exit_code = 1
+    #: Whether a fresh start of the whole step may help. What was already retried below is not retried above.
+    retry_above = False
 
 
 class PermanentError(PayoutPipelineError):
@@ -41,6 +43,8 @@ class GoldskyUnavailableError(TransientError):
 
 class SnapshotLostError(TransientError):
     """The pinned block or the deployment is gone: the whole worker's run has to be pinned anew."""
+
+    retry_above = True
 
 
 class WarehouseSchemaError(ConfigurationError):
@@ -75,6 +79,8 @@ class StorageError(TransientError):
 
 class LockHeldError(TransientError):
     """Somebody else holds the lock; the message names the holder."""
+
+    retry_above = True
 
 
 class InterruptedRunError(PayoutPipelineError):

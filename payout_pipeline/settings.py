@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 from payout_pipeline.errors import ConfigurationError
-from payout_pipeline.scrub import register_secret
+from payout_pipeline.scrub import excerpt, register_secret
 from payout_pipeline.warehouse.identifiers import QualifiedName
 
 PUBLIC_ENDPOINT = (
@@ -263,7 +263,7 @@ def load_settings(env: Mapping[str, str] | None = None, **overrides: Any) -> Set
             field = str(detail["loc"][0]) if detail["loc"] else "settings"
             shown = values.get(field)
             secret = field in ("goldsky_api_token", "clickhouse_password", "limiter_url", "clickhouse_host")
-            got = f" (got {str(shown)[:80]!r})" if shown is not None and not secret else ""
+            got = f" (got {excerpt(str(shown), 80)!r})" if shown is not None and not secret else ""
             message = detail["msg"].removeprefix("Value error, ")
             problems.append(f"{VARIABLES.get(field, field)}: {message}{got}")
         settings = None

@@ -1,0 +1,296 @@
+"""``payout-pipeline backfill``: all workers through Dagster, each run in a process of its own, then the view.
+
+The parent imports everything once and forks a child a worker, so that a run costs no start-up of Python and Dagster;
+what the runs do is in the instance of the UI. The parent itself only watches: it reads the same files as ``status``.
+Where forking is not safe (macOS), children are spawned instead, at the price of their imports.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from payout_pipeline.scrub import scrub
+from payout_pipeline.settings import Settings
+from payout_pipeline.signals import StopRequest, stop_on_signals
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+WORKER_JOB = "goldsky_backfill"
+VIEW_JOB = "truth_view"
+#: A child that was asked to stop has this long to keep its finished work before it is killed.
+STOP_GRACE_SECONDS = 25.0
+_POLL_SECONDS = 0.1
+_PLAIN_PROGRESS_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """How one run ended: its exit code as a process would have, and what it has to say about it."""
+
+    name: str
+    exit_code: int
+    message: str = ""
+    run_id: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the run succeeded."""
+        return self.exit_code == 0
+
+
+def run_backfill(settings: Settings, workers: Sequence[int] | None = None, refetch: str = "all") -> int:
+    """Run the given workers (all unless named), then the view and the report. Returns the exit code.
+
+    0 only where every run succeeded and no ERROR check failed; 1 otherwise; 130 or 143 after a signal. The view is
+    rebuilt only if every worker of this run succeeded and none is missing.
+    """
+    from rich.console import Console
+
+    from payout_pipeline.conditions import partition_key
+    from payout_pipeline.instance import ensure_dagster_home
+
+    console = Console(highlight=False, soft_wrap=True)
+    ensure_dagster_home()
+    _check_before_start(settings)
+    _import_once()
+    chosen = list(workers or range(1, settings.workers + 1))
+    started = time.monotonic()
+    console.print(f"Backfill of {len(chosen)} worker(s) of {settings.workers}; runtime directory {settings.runtime_dir}.")
+    with stop_on_signals() as stop:
+        keys = {partition_key(worker, settings.workers): worker for worker in chosen}
+        outcomes = _run_children(
+            [(key, WORKER_JOB, {"partition_key": key, "refetch": refetch}) for key in keys],
+            _log_directory(settings),
+            stop,
+            console,
+            _progress(settings, tuple(keys.values()), console),
+        )
+        for outcome in outcomes:
+            _say(console, outcome)
+        if stop.signal_number is not None:
+            console.print("Interrupted; finished batches are kept, the same command continues.")
+            return 128 + stop.signal_number
+        if not all(outcome.ok for outcome in outcomes):
+            failed = ", ".join(outcome.name for outcome in outcomes if not outcome.ok)
+            console.print(f"The view was not rebuilt: {failed} failed. Run `payout-pipeline backfill` again when mended.")
+            return _report(settings, console, failed=True)
+        view = _run_children(
+            [("vw_resolutions_truth", VIEW_JOB, {})], _log_directory(settings), stop, console, None
+        )[0]
+        _say(console, view)
+        if stop.signal_number is not None:
+            return 128 + stop.signal_number
+    console.print(f"Runs finished after {time.monotonic() - started:.1f} s.")
+    return _report(settings, console, failed=not view.ok)
+
+
+def _check_before_start(settings: Settings) -> None:
+    """What every run would stumble over is said once, before the first of them starts."""
+    from payout_pipeline.conditions import read_conditions
+    from payout_pipeline.storage import Store
+
+    Store(settings.runtime_dir).check_writable()
+    if settings.goldsky_mode == "list":
+        with read_conditions(settings.condition_ids_file):
+            pass
+
+
+def _import_once() -> None:
+    """Load in the parent what every child needs, so that forked children share it."""
+    import aiohttp  # noqa: F401
+    import clickhouse_connect  # noqa: F401
+    import gql  # noqa: F401
+    import orjson  # noqa: F401
+    import pyarrow.parquet  # noqa: F401
+
+    import payout_pipeline.definitions  # noqa: F401
+    import payout_pipeline.fetch  # noqa: F401
+    import payout_pipeline.ingest  # noqa: F401
+
+
+def _log_directory(settings: Settings) -> Path:
+    local = settings.runtime_dir if "://" not in settings.runtime_dir else "runtime"
+    directory = Path(local) / "logs"
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+def _context() -> Any:
+    return multiprocessing.get_context("fork" if sys.platform.startswith("linux") else "spawn")
+
+
+def _run_children(
+    runs: Sequence[tuple[str, str, dict[str, str]]],
+    logs: Path,
+    stop: StopRequest,
+    console: Console,
+    progress: Any,
+) -> list[RunOutcome]:
+    """Run each (name, job, arguments) in a child of its own, until all have ended. A stop request is passed on."""
+    context = _context()
+    children: list[tuple[str, BaseProcess, Connection]] = []
+    gc.collect()
+    gc.freeze()  # children must not touch, and so copy, the pages that they share with the parent
+    for name, job, arguments in runs:
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(
+            target=_child, args=(job, arguments, str(logs / f"{name}.log"), sender, os.getpid()), name=name
+        )
+        process.start()
+        sender.close()
+        children.append((name, process, receiver))
+    gc.unfreeze()
+    asked_to_stop: float | None = None
+    next_plain = 0.0
+    try:
+        while any(process.is_alive() for _, process, _ in children):
+            if stop.requested and asked_to_stop is None:
+                asked_to_stop = time.monotonic()
+                console.print("Stopping: finished batches are kept …")
+                _signal_all(children, signal.SIGTERM)
+            if asked_to_stop is not None and time.monotonic() - asked_to_stop > STOP_GRACE_SECONDS:
+                _signal_all(children, signal.SIGKILL)
+            if progress is not None and (console.is_terminal or time.monotonic() >= next_plain):
+                progress.update()
+                next_plain = time.monotonic() + _PLAIN_PROGRESS_SECONDS
+            for _, process, _ in children:
+                process.join(_POLL_SECONDS / len(children))
+    finally:
+        if progress is not None:
+            progress.close()
+        _signal_all(children, signal.SIGKILL)  # only reached with living children if the watching itself failed
+    return [_outcome(name, process, receiver) for name, process, receiver in children]
+
+
+def _signal_all(children: Sequence[tuple[str, BaseProcess, Connection]], number: int) -> None:
+    for _, process, _ in children:
+        if process.is_alive() and process.pid is not None:
+            os.kill(process.pid, number)
+
+
+def _outcome(name: str, process: BaseProcess, receiver: Connection) -> RunOutcome:
+    process.join()
+    code = process.exitcode if process.exitcode is not None else 1
+    if code < 0:
+        return RunOutcome(name, 128 - code, f"its process was ended by {signal.Signals(-code).name}")
+    try:
+        sent = json.loads(receiver.recv_bytes()) if receiver.poll() else {}
+    except EOFError:
+        sent = {}
+    message = sent.get("message", "" if code == 0 else f"its process ended with exit code {code} without a word")
+    return RunOutcome(name, code, message, sent.get("run_id", ""))
+
+
+def _say(console: Console, outcome: RunOutcome) -> None:
+    from rich.markup import escape
+
+    if outcome.ok:
+        console.print(f"[green]{escape(outcome.name)}: done.[/] {escape(outcome.message)}")
+    else:
+        console.print(f"[bold red]{escape(outcome.name)}: FAILED.[/] {escape(outcome.message)}")
+
+
+def _child(job: str, arguments: dict[str, str], log: str, sender: Connection, parent: int) -> None:
+    """One Dagster run in this process; ends the process with its exit code."""
+    # The parent's handlers belong to the parent: a run installs its own, and dies with a parent that was killed.
+    os.setpgrp()  # Ctrl-C reaches the whole group of the terminal; the parent passes it on once, as SIGTERM
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _die_with_parent(parent)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    try:
+        outcome = execute_run(job, **arguments)
+    except KeyboardInterrupt:
+        outcome = RunOutcome(job, 143, "interrupted")
+    except Exception as unexpected:  # noqa: BLE001 - the process boundary: reported to the parent as a failure
+        outcome = RunOutcome(job, 1, scrub(f"{type(unexpected).__name__}: {unexpected}"))
+    sender.send_bytes(json.dumps(asdict(outcome)).encode())
+    sender.close()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    _close_engine()
+    os._exit(outcome.exit_code)
+
+
+def _close_engine() -> None:
+    """Close the embedded database in order; ``os._exit`` runs no exit handlers."""
+    from payout_pipeline.warehouse.client import close_embedded_engine
+
+    close_embedded_engine()
+
+
+def _die_with_parent(parent: int) -> None:
+    """Ask the kernel for SIGTERM when the parent dies, so that ``kill -9`` of the command leaves nothing running."""
+    if not sys.platform.startswith("linux"):
+        return
+    set_death_signal = 1  # PR_SET_PDEATHSIG, prctl(2)
+    ctypes.CDLL(None, use_errno=True).prctl(set_death_signal, signal.SIGTERM)
+    if os.getppid() != parent:  # it died before the request was made
+        os._exit(128 + signal.SIGTERM)
+
+
+def execute_run(job: str, partition_key: str | None = None, refetch: str = "all") -> RunOutcome:
+    """Execute ``job`` in this process on the instance of the UI and say how it ended."""
+    import dagster as dg
+
+    from payout_pipeline.definitions import defs
+
+    config = {"ops": {"goldsky_payouts": {"config": {"refetch": refetch}}}} if partition_key else None
+    with dg.DagsterInstance.get() as instance:
+        result = defs.resolve_job_def(job).execute_in_process(
+            instance=instance, partition_key=partition_key, run_config=config, raise_on_error=False
+        )
+        name = partition_key or job
+        if result.success:
+            return RunOutcome(name, 0, run_id=result.run_id)
+        run = instance.get_run_by_id(result.run_id)
+        if run is not None and run.status is dg.DagsterRunStatus.CANCELED:
+            return RunOutcome(name, 143, "interrupted", result.run_id)
+        return RunOutcome(name, 1, _failures(result), result.run_id)
+
+
+def _failures(result: Any) -> str:
+    messages: list[str] = []
+    for event in result.all_events:
+        if event.is_step_failure:
+            data = event.step_failure_data
+            said = data.user_failure_data.description if data.user_failure_data else None
+            messages.append(said or (data.error.message if data.error else event.message) or event.message)
+        elif event.is_run_failure and not messages:
+            messages.append(event.message or "")
+    return scrub("\n".join(message for message in messages if message))
+
+
+def _progress(settings: Settings, workers: Sequence[int], console: Console) -> Any:
+    from payout_pipeline.progress import Progress
+
+    return Progress(settings, workers, console)
+
+
+def _report(settings: Settings, console: Console, *, failed: bool) -> int:
+    import dagster as dg
+
+    from payout_pipeline.report import build_report, render
+
+    with dg.DagsterInstance.get() as instance:
+        report = build_report(settings, instance)
+    render(report, console)
+    return 1 if failed else report.exit_code
+
+

@@ -1,0 +1,117 @@
+"""``payout-pipeline``: the commands of the guide. Each one parses its arguments here and calls one function elsewhere.
+
+Modules are imported inside the commands: ``status`` has to answer without waiting for Dagster's imports.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from payout_pipeline.errors import ConfigurationError, PayoutPipelineError
+from payout_pipeline.scrub import scrub
+
+
+class _Commands(click.Group):
+    """Expected faults end as one message and their exit code, never as a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except PayoutPipelineError as fault:
+            click.echo(scrub(f"Error: {fault}"), err=True)
+            ctx.exit(fault.exit_code)
+        except KeyboardInterrupt:
+            click.echo("Interrupted; finished batches are kept, the same command continues.", err=True)
+            ctx.exit(130)
+        except BrokenPipeError:  # the reader of our output went away, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(0)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="payout-pipeline")
+def main() -> None:
+    """Polymarket payout vectors from a Goldsky subgraph into ClickHouse, and the proof that they are complete."""
+    _load_dotenv()
+
+
+def _load_dotenv() -> None:
+    """Make ``.env`` of the current directory part of the environment; what is already set wins."""
+    from dotenv import load_dotenv
+
+    if Path(".env").is_file():
+        load_dotenv(Path(".env"), override=False)
+
+
+def _workers(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    try:
+        chosen = tuple(sorted({int(part) for part in value.split(",")}))
+    except ValueError:
+        raise click.BadParameter(f"expected worker numbers such as 1,3, got {value!r}") from None
+    return chosen
+
+
+@main.command()
+@click.option("--workers", callback=_workers, metavar="1,3", help="Only these workers; the view is rebuilt if all are in.")
+@click.option(
+    "--refetch",
+    type=click.Choice(["all", "unresolved"]),
+    default="all",
+    show_default=True,
+    help="After a finished backfill: ask for every id again, or only for those not resolved yet.",
+)
+def backfill(workers: tuple[int, ...] | None, refetch: str) -> None:
+    """Run every worker, rebuild the view and print the report. Continues where an interrupted run stopped."""
+    from payout_pipeline.backfill import run_backfill
+    from payout_pipeline.settings import load_settings
+
+    settings = load_settings()
+    for worker in workers or ():
+        if not 1 <= worker <= settings.workers:
+            raise ConfigurationError(
+                f"--workers names worker {worker}, but PAYOUT_WORKERS is {settings.workers}: use 1 to {settings.workers}."
+            )
+    sys.exit(run_backfill(settings, workers, refetch))
+
+
+@main.command()
+@click.option("--ids", default=170_448, show_default=True, type=click.IntRange(1, 10_000_000), help="Condition ids.")
+@click.option("--seed", default=1, show_default=True, help="Of the generated data.")
+@click.option("--rate-limit", default="50/10s", show_default=True, help="Of the local subgraph; 0 for none.")
+@click.option("--latency", default=0.3, show_default=True, help="Seconds, of the local subgraph.")
+@click.option("--directory", type=click.Path(path_type=Path), default=None, help="Where everything goes (runtime/demo).")
+def demo(ids: int, seed: int, rate_limit: str, latency: float, directory: Path | None) -> None:
+    """The whole backfill on this machine without a network: generated ids, a local subgraph, embedded ClickHouse."""
+    from payout_pipeline.demo import run_demo
+
+    sys.exit(run_demo(ids=ids, seed=seed, rate_limit=rate_limit, latency=latency, directory=directory))
+
+
+@main.command()
+@click.argument("statement")
+@click.option("--format", "output_format", default="Pretty", show_default=True, help="A ClickHouse output format.")
+def sql(statement: str, output_format: str) -> None:
+    """Run STATEMENT on the ClickHouse of the pipeline, the embedded one included, and print the result."""
+    from payout_pipeline.settings import load_settings
+    from payout_pipeline.warehouse.console import run_statement
+
+    click.echo(run_statement(load_settings(), statement, output_format), nl=False)
+
+
+def _register() -> None:
+    from payout_pipeline.subgraph.command import subgraph_command
+
+    main.add_command(subgraph_command)
+
+
+_register()
+
+if __name__ == "__main__":
+    main()

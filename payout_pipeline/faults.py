@@ -1,0 +1,47 @@
+"""How the pipeline's faults look to Dagster. The one place where its retry policy meets ours.
+
+Three layers could retry: a request inside the client, a step by its policy, a run by the daemon. Each fault is retried
+by exactly one of them: requests and statements spend their own budgets below, so the step policy only repeats what is
+marked ``retry_above``, and runs are never retried for a failed step (``dagster.yaml``).
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import dagster as dg
+from dagster._core.errors import DagsterExecutionInterruptedError
+
+from payout_pipeline.errors import InterruptedRunError, PayoutPipelineError
+from payout_pipeline.scrub import scrub
+
+# For what is worth a fresh start of the whole step: a deployment that moved, a lock that will be free soon.
+STEP_RETRIES = dg.RetryPolicy(max_retries=2, delay=5, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
+
+
+@contextmanager
+def reported_to_dagster() -> Iterator[None]:
+    """Turn a fault of the pipeline into a ``dg.Failure`` that carries its message, without secrets, and its retry class.
+
+    What nobody expected fails as well, with its traceback scrubbed: event storage is readable by every user of the UI.
+    """
+    try:
+        yield
+    except InterruptedRunError as interrupted:
+        raise DagsterExecutionInterruptedError(scrub(str(interrupted))) from None
+    except PayoutPipelineError as fault:
+        raise dg.Failure(
+            description=scrub(str(fault)),
+            metadata={"kind": type(fault).__name__},
+            allow_retries=fault.retry_above,
+        ) from None
+    except (dg.Failure, dg.RetryRequested, DagsterExecutionInterruptedError):
+        raise
+    except Exception as unexpected:
+        raise dg.Failure(
+            description=scrub(f"{type(unexpected).__name__}: {unexpected}"),
+            metadata={"traceback": dg.MetadataValue.md(f"```\n{scrub(traceback.format_exc())}\n```")},
+            allow_retries=False,
+        ) from None
