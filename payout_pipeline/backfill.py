@@ -129,7 +129,8 @@ def _log_directory(settings: Settings) -> Path:
     return directory
 
 
-def _context() -> Any:
+def fork_context() -> Any:
+    """The cheapest safe way to start a child: forked on Linux, spawned elsewhere."""
     return multiprocessing.get_context("fork" if sys.platform.startswith("linux") else "spawn")
 
 
@@ -141,7 +142,7 @@ def _run_children(
     progress: Any,
 ) -> list[RunOutcome]:
     """Run each (name, job, arguments) in a child of its own, until all have ended. A stop request is passed on."""
-    context = _context()
+    context = fork_context()
     children: list[tuple[str, BaseProcess, Connection]] = []
     gc.collect()
     gc.freeze()  # children must not touch, and so copy, the pages that they share with the parent

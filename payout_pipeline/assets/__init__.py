@@ -1,0 +1,1 @@
+"""What Dagster materializes, one file an asset; each is a thin layer over plain functions."""

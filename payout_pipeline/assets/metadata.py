@@ -1,0 +1,124 @@
+"""What a materialization says about itself: plain summaries as typed Dagster metadata. Nothing is computed here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+from payout_pipeline.scrub import escape_markdown, scrub
+
+if TYPE_CHECKING:
+    from payout_pipeline.fetch import FetchSummary
+    from payout_pipeline.ingest import IngestSummary
+    from payout_pipeline.truth import TruthSummary
+
+Metadata = Mapping[str, Any]
+
+
+def _columns(*columns: tuple[str, str, str]) -> dg.TableSchema:
+    return dg.TableSchema([dg.TableColumn(name, kind, description) for name, kind, description in columns])
+
+
+LEDGER_COLUMNS = _columns(
+    ("condition_id", "string", "64 lower-case hex digits, without 0x"),
+    ("status", "string", "resolved, unresolved, absent, invalid or failed"),
+    ("payouts", "string", "the vector as answered (JSON)"),
+    ("payout_numerators", "list<uint64>", "integers in lowest terms; null unless resolved"),
+    ("payout_denominator", "uint64", "the sum of the numerators"),
+    ("winning_index", "int32", "position of the largest payout; -1 where several share it"),
+    ("resolved_at", "timestamp", "from the subgraph where it has one, never the time of the fetch"),
+    ("block_number", "uint64", "the block that was asked"),
+    ("fetched_at", "timestamp", "when the answer came (UTC)"),
+    ("error", "string", "why the id is invalid or failed"),
+)
+TARGET_COLUMNS = _columns(
+    ("condition_id", "String", "64 lower-case hex digits, without 0x"),
+    ("payout_numerators", "Array(UInt64)", "integers in lowest terms whose sum is the denominator"),
+    ("payout_denominator", "UInt64", "the sum of the numerators"),
+    ("winning_index", "Int32", "position of the largest payout; -1 where several share it"),
+    ("resolved_at", "Nullable(DateTime('UTC'))", "NULL where the subgraph does not say"),
+    ("source", "LowCardinality(String)", "goldsky-api"),
+    ("fetched_at", "DateTime64(3, 'UTC')", "version of the row"),
+    ("block_number", "UInt64", "the block that was asked"),
+)
+VIEW_COLUMNS = _columns(
+    ("condition_id", "String", "one row per condition, lower case, without 0x"),
+    ("payout_numerators", "Array", "as stored by its source"),
+    ("payout_denominator", "", "above 0"),
+    ("winning_index", "Int32", "-1 where several outcomes share the largest payout"),
+    ("resolved_at", "Nullable(DateTime('UTC'))", "NULL where unknown"),
+    ("source", "String", "market_resolutions_final, or the source of the external row"),
+)
+
+
+def _table(rows: list[dict[str, Any]]) -> dg.TableMetadataValue:
+    schema = dg.TableSchema(
+        [dg.TableColumn(name, "int" if isinstance(value, int) else "string") for name, value in (rows[0] if rows else {}).items()]
+    )
+    return dg.MetadataValue.table([dg.TableRecord(row) for row in rows], schema)
+
+
+def fetch_metadata(summary: FetchSummary) -> Metadata:
+    """Of ``goldsky_payouts``."""
+    counts = {f"ids_{status}": count for status, count in summary.counts.items()}
+    return {
+        "dagster/partition_row_count": summary.ids,
+        "dagster/row_count": summary.ids_of_all_partitions,
+        "ids_asked": summary.ids_asked,
+        **counts,
+        "batches": summary.batches,
+        "batches_resumed": summary.batches_resumed,
+        "requests": summary.requests,
+        "retries": summary.retries,
+        "answers_429": summary.rate_limited,
+        "waits": summary.waits,
+        "waited_seconds": dg.MetadataValue.float(float(round(summary.waited_seconds, 3))),
+        "block_number": summary.block_number,
+        "snapshot": summary.snapshot,
+        "deployment": scrub(summary.deployment),
+        "head_timestamp": dg.MetadataValue.timestamp(float(summary.head_timestamp)) if summary.head_timestamp else "unknown",
+        "indexing_errors": summary.has_indexing_errors,
+        "seconds": dg.MetadataValue.float(float(round(summary.seconds, 3))),
+        "ids_per_second": dg.MetadataValue.float(float(round(summary.ids_per_second, 1))),
+        "payout_shapes": _table([{"vector": shape, "conditions": count} for shape, count in summary.shapes]),
+        "failed_ids": _table([{"condition_id": i, "error": scrub(error)} for i, error in summary.failures])
+        if summary.failures
+        else "none",
+        "fingerprint": summary.fingerprint,
+        "input_sha256": summary.input_sha256,
+        "files": dg.MetadataValue.md("\n".join(f"- `{escape_markdown(path)}`" for path in summary.files)),
+        "ledger": dg.MetadataValue.path(summary.files[0]),
+    }
+
+
+def ingest_metadata(summary: IngestSummary) -> Metadata:
+    """Of ``resolutions_external_ingest``."""
+    return {
+        "dagster/partition_row_count": summary.resolved,
+        "dagster/row_count": summary.table_rows,
+        "dagster/table_name": summary.table,
+        "dagster/storage_kind": "clickhouse",
+        "rows_resolved": summary.resolved,
+        "rows_new": summary.inserted_new,
+        "rows_changed": summary.inserted_changed,
+        "rows_unchanged": summary.unchanged,
+        "rows_removed": summary.removed,
+        "rows_verified": summary.verified,
+        "seconds": dg.MetadataValue.float(float(round(summary.seconds, 3))),
+        "fingerprint": summary.fingerprint,
+    }
+
+
+def truth_metadata(summary: TruthSummary) -> Metadata:
+    """Of ``vw_resolutions_truth``."""
+    return {
+        "dagster/row_count": summary.rows_after,
+        "dagster/table_name": summary.view,
+        "rows_before": summary.rows_before,
+        "rows_after": summary.rows_after,
+        "workers": _table(summary.workers),
+        "seconds": dg.MetadataValue.float(float(round(summary.seconds, 3))),
+        "sql": dg.MetadataValue.md(f"```sql\n{summary.sql}\n```"),
+    }

@@ -1,0 +1,46 @@
+"""``resolutions_external_ingest``: the resolved vectors of a chunk in ClickHouse."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from payout_pipeline.assets.metadata import TARGET_COLUMNS, ingest_metadata
+from payout_pipeline.conditions import worker_of_key
+from payout_pipeline.faults import STEP_RETRIES, reported_to_dagster
+from payout_pipeline.resources import PipelineResource
+from payout_pipeline.settings import Settings
+
+
+def resolutions_external_ingest_asset(
+    partitions: dg.PartitionsDefinition[str], settings: Settings
+) -> dg.AssetsDefinition:
+    """The asset, one partition a worker."""
+
+    @dg.asset(
+        name="resolutions_external_ingest",
+        partitions_def=partitions,
+        deps=["goldsky_payouts"],
+        description=(
+            "The resolved vectors of the worker's chunk in the target table. Only rows that are new or changed are "
+            "written, then read back and compared vector by vector; a second materialization writes 0 rows. A table "
+            "that was truncated or edited is healed by materializing again."
+        ),
+        group_name="warehouse",
+        kinds={"clickhouse", "table"},
+        owners=["team:data-engineering"],
+        code_version="1",
+        pool="clickhouse",
+        retry_policy=STEP_RETRIES,
+        metadata={"dagster/column_schema": TARGET_COLUMNS, "dagster/table_name": settings.target_table},
+    )
+    def resolutions_external_ingest(
+        context: dg.AssetExecutionContext, pipeline: PipelineResource
+    ) -> dg.MaterializeResult:  # type: ignore[type-arg]
+        from payout_pipeline.ingest import ingest_worker
+
+        with reported_to_dagster():
+            worker, _ = worker_of_key(context.partition_key)
+            summary = ingest_worker(pipeline.settings(), worker, log=context.log, run_id=context.run_id)
+            return dg.MaterializeResult(metadata=ingest_metadata(summary))
+
+    return resolutions_external_ingest
