@@ -1,0 +1,78 @@
+"""``payout-pipeline subgraph``: the local subgraph as a command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from payout_pipeline.subgraph.schema import SCHEMA_NAMES
+
+
+@click.command("subgraph")
+@click.option(
+    "--conditions",
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="CSV of condition_id,payouts,resolved_at; empty payouts are an unresolved condition.",
+)
+@click.option(
+    "--unresolved",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Further condition ids, one a line, that are known and not resolved.",
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; there is no login.")
+@click.option("--port", default=0, show_default="a free one", type=click.IntRange(0, 65_535))
+@click.option("--schema", default="payouts", show_default=True, type=click.Choice(SCHEMA_NAMES))
+@click.option("--rate-limit", help="Requests in any window, such as 50/10s; more are answered 429.")
+@click.option(
+    "--retry-after",
+    default="seconds",
+    show_default=True,
+    help="Retry-After of a 429: seconds, date, none, or any text that is sent as it is.",
+)
+@click.option("--latency", default=0.0, show_default=True, type=click.FloatRange(0), help="Seconds until an answer.")
+@click.option("--jitter", default=0.0, show_default=True, type=click.FloatRange(0), help="Seconds around the latency.")
+@click.option("--token", envvar="SUBGRAPH_TOKEN", help="Bearer token that every request must carry.")
+@click.option("--advancing/--still", default=True, show_default=True, help="Whether new blocks arrive, one in 2 s.")
+@click.option("--earliest-block", default=0, show_default=True, help="Blocks before it are pruned.")
+@click.option("--seed", default=0, show_default=True, help="Of the jitter and of faults with a probability.")
+def subgraph_command(
+    conditions: Path,
+    unresolved: Path | None,
+    host: str,
+    port: int,
+    schema: str,
+    rate_limit: str | None,
+    retry_after: str,
+    latency: float,
+    jitter: float,
+    token: str | None,
+    advancing: bool,
+    earliest_block: int,
+    seed: int,
+) -> None:
+    """Serve a local subgraph with graph-node's behaviour over a CSV file, until Ctrl-C or SIGTERM."""
+    from payout_pipeline.errors import ConfigurationError
+    from payout_pipeline.subgraph.server import SubgraphConfig, serve_forever
+
+    config = SubgraphConfig(
+        conditions=conditions,
+        unresolved=unresolved,
+        host=host,
+        port=port,
+        schema=next(name for name in SCHEMA_NAMES if name == schema),
+        rate_limit=rate_limit,
+        retry_after=None if retry_after == "none" else retry_after,
+        latency=latency,
+        jitter=jitter,
+        token=token,
+        advancing=advancing,
+        earliest_block=earliest_block,
+        seed=seed,
+        log_ids=False,
+    )
+    try:
+        serve_forever(config, lambda url: click.echo(f"listening on {url}"))
+    except ConfigurationError as error:
+        raise click.UsageError(str(error)) from error

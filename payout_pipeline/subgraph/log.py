@@ -1,0 +1,100 @@
+"""What the server remembers of every GraphQL request, and what tests want to know of it."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(slots=True)
+class LoggedRequest:
+    """One GraphQL request.
+
+    ``arrived``: monotonic seconds; ``at``: Unix time; ``status``: 0 until it is answered or when it never is;
+    ``kinds``: root fields; ``ids``: as asked; ``block``: the ``block`` argument; ``rows``: entities returned.
+    """
+
+    number: int
+    arrived: float
+    at: float
+    path: str
+    status: int = 0
+    operation: str | None = None
+    kinds: tuple[str, ...] = ()
+    ids: tuple[str, ...] = ()
+    id_count: int = 0
+    block: dict[str, Any] | None = None
+    rows: int = 0
+    faults: tuple[str, ...] = ()
+    seconds: float | None = None
+    authorized: bool = False
+
+    def as_json(self, *, ids: bool = True) -> dict[str, Any]:
+        """For ``GET /_control/log``."""
+        shown = {name: getattr(self, name) for name in self.__slots__}
+        if not ids:
+            del shown["ids"]
+        return shown
+
+
+class RequestLog:
+    """All requests since the log was last cleared, in order of arrival."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._entries: list[LoggedRequest] = []
+
+    def open(self, arrived: float, at: float, path: str, *, authorized: bool) -> LoggedRequest:
+        """Counts a request that has just arrived."""
+        with self._lock:
+            entry = LoggedRequest(len(self._entries) + 1, arrived, at, path, authorized=authorized)
+            self._entries.append(entry)
+            return entry
+
+    @property
+    def entries(self) -> list[LoggedRequest]:
+        """A copy of the list."""
+        with self._lock:
+            return list(self._entries)
+
+    def __len__(self) -> int:
+        with self._lock:
+            return len(self._entries)
+
+    def clear(self) -> None:
+        """Forgets everything and counts from 1 again."""
+        with self._lock:
+            self._entries.clear()
+
+    def batches(self) -> list[LoggedRequest]:
+        """Requests that named ids."""
+        return [entry for entry in self.entries if entry.id_count]
+
+    def asked_ids(self, status: int | None = None) -> Counter[str]:
+        """How often each id was asked for, in requests of that status or in all of them."""
+        return Counter(
+            identity for entry in self.entries if status is None or entry.status == status for identity in entry.ids
+        )
+
+    def statuses(self) -> Counter[int]:
+        """Number of requests by status."""
+        return Counter(entry.status for entry in self.entries)
+
+    def most_in_window(self, seconds: float) -> int:
+        """The largest number of requests that arrived within any window of that length."""
+        return most_in_window((entry.arrived for entry in self.entries), seconds)
+
+
+def most_in_window(arrivals: Iterable[float], seconds: float) -> int:
+    """The largest number of arrivals within any half-open window of ``seconds``."""
+    window: deque[float] = deque()
+    most = 0
+    for arrival in sorted(arrivals):
+        window.append(arrival)
+        while arrival - window[0] >= seconds:
+            window.popleft()
+        most = max(most, len(window))
+    return most
