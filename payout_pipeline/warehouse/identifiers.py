@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
 
 _PART = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z", re.ASCII)
 _MAX_PART = 200  # a directory and a file name are made of each; file systems end at 255 bytes
@@ -33,8 +32,8 @@ class QualifiedName:
         quote_identifier(self.name)
 
     @classmethod
-    def parse(cls, text: Any) -> QualifiedName:
-        """Read ``database.table``; a bare ``table`` is one of the database ``default``. Raises ValueError on all else."""
+    def parse(cls, text: object) -> QualifiedName:
+        """Read ``database.table``; a bare ``table`` is one of the database ``default``. Raises ValueError otherwise."""
         if not isinstance(text, str):
             raise ValueError(f"expected database.table, got {type(text).__name__}")
         parts = text.strip().split(".")

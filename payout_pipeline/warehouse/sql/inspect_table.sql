@@ -1,0 +1,3 @@
+SELECT engine, engine_full, sorting_key
+FROM system.tables
+WHERE database = {database:String} AND name = {name:String}
