@@ -43,14 +43,18 @@ def decimal_text(value: Fraction) -> str:
 def integer_vector(payouts: Sequence[Decimal]) -> tuple[list[int], int]:
     """The integer numerators and their sum that a chain would have reported for these decimal payouts.
 
-    Decimals that sum to one are taken as they are; otherwise each is taken for a rounded rational (thirds). Where not
-    even those sum to one, the decimals are scaled to integers and the denominator is their sum.
+    Where every decimal is what a rational of small denominator looks like at 34 digits, and these sum to one, they are
+    it (``0.333…3`` and ``0.666…7`` are 1/3 and 2/3, although the decimals sum to one as well). Otherwise the decimals
+    are scaled to integers as they are; the denominator is the sum in any case.
     """
     shares = [Fraction(value) for value in payouts]
-    if sum(shares) != 1:
-        rational = [share.limit_denominator(_LARGEST_DENOMINATOR) for share in shares]
-        if sum(rational) == 1:
-            shares = rational
+    rational = [share.limit_denominator(_LARGEST_DENOMINATOR) for share in shares]
+    if sum(rational) == 1 and all(map(_looks_like, rational, payouts)):
+        shares = rational
     scale = math.lcm(*(share.denominator for share in shares))
     numerators = [int(share * scale) for share in shares]
     return numerators, sum(numerators)
+
+
+def _looks_like(rational: Fraction, value: Decimal) -> bool:
+    return _CONTEXT.divide(Decimal(rational.numerator), Decimal(rational.denominator)) == value

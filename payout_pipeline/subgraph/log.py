@@ -83,12 +83,12 @@ class RequestLog:
         """Number of requests by status."""
         return Counter(entry.status for entry in self.entries)
 
-    def most_in_window(self, seconds: float) -> int:
+    def max_in_window(self, seconds: float) -> int:
         """The largest number of requests that arrived within any window of that length."""
-        return most_in_window((entry.arrived for entry in self.entries), seconds)
+        return max_in_window((entry.arrived for entry in self.entries), seconds)
 
 
-def most_in_window(arrivals: Iterable[float], seconds: float) -> int:
+def max_in_window(arrivals: Iterable[float], seconds: float) -> int:
     """The largest number of arrivals within any half-open window of ``seconds``."""
     window: deque[float] = deque()
     most = 0

@@ -342,7 +342,12 @@ class _Service:
         if path == "/_control/log" and request.method == "GET":
             since = int(request.query.get("since", "0"))
             with_ids = request.query.get("ids", "1") != "0"
-            return _json_response([entry.as_json(ids=with_ids) for entry in self.log.entries if entry.number > since])
+            entries = [entry.as_json(ids=with_ids) for entry in self.log.entries if entry.number > since]
+            limit = self.rate_limit
+            window = limit.seconds if limit else 10.0
+            return _json_response(
+                {"requests": entries, "window_seconds": window, "max_in_window": self.log.max_in_window(window)}
+            )
         if path != "/_control" or request.method not in ("GET", "POST"):
             return _json_response({"message": "Not found"}, status=404)
         if request.method == "POST":
