@@ -1,0 +1,274 @@
+"""What an answer or an error of the subgraph means for the request that got it: pure functions, no network, no clock.
+
+The error texts are those of graph-node (0.44/0.45) and of the gateways in front of it. Goldsky publishes neither its
+version nor its texts, so messages are recognised by a part of them and never compared as a whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
+from enum import Enum
+
+from payout_pipeline.scrub import excerpt
+
+EXCERPT_LENGTH = 200
+
+
+class FaultKind(str, Enum):
+    """What may be done about a failed request."""
+
+    TRANSIENT = "transient"  # the same request may succeed later
+    REFUSED = "refused"  # an answer came, but it must not be believed: ask again
+    SPLIT = "split"  # the request is too heavy: ask for fewer ids at once
+    REPIN = "repin"  # the block or the deployment is gone: the whole run needs a new snapshot
+    RATE_LIMITED = "rate_limited"  # over the server's limit: everybody waits
+    PERMANENT = "permanent"  # no repetition helps
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One failed request. ``retry_after`` is in seconds and not yet capped; ``None`` where the server named none."""
+
+    kind: FaultKind
+    message: str
+    status: int | None = None
+    retry_after: float | None = None
+    history_not_kept: bool = False
+    overloaded: bool = False  # the server asks for a long pause
+    html: bool = False  # something that is not an API answered: final where nothing ever answered better
+
+
+# In the order of precedence of what to do when an answer lists several errors.
+_PRECEDENCE = (
+    FaultKind.PERMANENT,
+    FaultKind.REPIN,
+    FaultKind.RATE_LIMITED,
+    FaultKind.SPLIT,
+    FaultKind.TRANSIENT,
+)
+
+_RULES: tuple[tuple[FaultKind, re.Pattern[str]], ...] = (
+    (
+        FaultKind.REPIN,
+        re.compile(r"only has data starting at|no block with that hash found|\Aindexing_error\b"),
+    ),
+    (
+        FaultKind.SPLIT,
+        re.compile(
+            r"canceling statement due to statement timeout"
+            r"|error encoding message to server"  # more ids than the database takes as bound values
+            r"|\Athe result size of "
+        ),
+    ),
+    (FaultKind.RATE_LIMITED, re.compile(r"(?i)too many requests|\brate.?limit|query allowance")),
+    (
+        FaultKind.TRANSIENT,
+        re.compile(
+            r"\AStore error: |\Aservice is overloaded|\AQuery timed out|\Athe chain was reorganized"
+            r"|has only indexed up to|has not started syncing|\Apanic processing query|\Ainternal error"
+            r"|\AFailed to get entities from store: |(?i:bad indexers)"
+        ),
+    ),
+    (
+        FaultKind.PERMANENT,
+        re.compile(
+            r"\AInvalid value provided|has no field|argument must be between|\ANon-list value|\AFilter must by"
+            r"|\ACannot mix column|\AOrdering by |\Adeployment `.*` does not exist|\ANot supported"
+            r"|\Aquery is too expensive|\Aquery potentially returns|\Aquery has a depth"
+            r"|\AUnexpected |\AParse error|\ASyntax Error|Recursion limit exceeded|\AOperation name required"
+            r"|\AUnknown (?:argument|fragment|type|directive|field)|\ACannot query field|\AVariable \"|\AField \""
+            r"|\ANo value provided for required|\AFailed to decode|\AInvalid subgraph name|(?i:\ASubgraph .*not found)"
+            r"|(?i:unauthori[sz]ed|forbidden|payment required)"
+        ),
+    ),
+)
+_OVERLOADED = re.compile(r"\Aservice is overloaded|\AStore error: database unavailable")
+_HISTORY = re.compile(r"only has data starting at")
+_NOT_GRAPHQL = re.compile(r"(?i)\A\s*(?:<!doctype|<html|<\?xml|<)")
+
+# 408 request timeout, 421 misdirected, 425 too early: nothing is wrong with the request itself.
+_TRANSIENT_STATUS = frozenset({408, 421, 425})
+
+
+def classify_message(message: str) -> FaultKind:
+    """The class of one ``errors[].message``. An unknown text counts as transient: retries are bounded anyway."""
+    for kind, pattern in _RULES:
+        if pattern.search(message):
+            return kind
+    return FaultKind.TRANSIENT
+
+
+def classify_errors(errors: object, status: int | None = None) -> Fault:
+    """The class of a GraphQL ``errors`` value of any shape; the most final of several errors decides."""
+    messages = [_message_of(error) for error in errors] if isinstance(errors, list) else [_message_of(errors)]
+    kinds = [classify_message(message) for message in messages]
+    kind = min(kinds, key=_PRECEDENCE.index, default=FaultKind.TRANSIENT)
+    first = next((text for text, its in zip(messages, kinds, strict=True) if its is kind), "an empty list of errors")
+    more = f" (and {len(messages) - 1} more)" if len(messages) > 1 else ""
+    return Fault(
+        kind,
+        f"the subgraph answered with an error: {excerpt(first, EXCERPT_LENGTH)}{more}",
+        status,
+        history_not_kept=kind is FaultKind.REPIN and bool(_HISTORY.search(first)),
+        overloaded=bool(_OVERLOADED.search(first)),
+    )
+
+
+def is_indexing_error(errors: object) -> bool:
+    """Whether ``errors`` says only that the deployment failed at the block asked for; ``_meta`` is answered then."""
+    return (
+        isinstance(errors, list) and bool(errors) and all(_message_of(e).startswith("indexing_error") for e in errors)
+    )
+
+
+def _message_of(error: object) -> str:
+    if isinstance(error, dict):
+        message = error.get("message")
+        if isinstance(message, str):
+            return message
+    return error if isinstance(error, str) else repr(error)[:1000]
+
+
+def classify_http(status: int, body: str, *, retry_after: float | None = None, location: str | None = None) -> Fault:
+    """The class of an answer whose status is not 200. ``body``: as much of the text as was read."""
+    shown = excerpt(body, EXCERPT_LENGTH) or "an empty body"
+    text = f"HTTP {status}: {shown}"
+    if status == 429:
+        return Fault(FaultKind.RATE_LIMITED, text, status, retry_after)
+    if 300 <= status < 400:
+        where = f" to {excerpt(location, EXCERPT_LENGTH)}" if location else ""
+        return Fault(
+            FaultKind.PERMANENT,
+            f"HTTP {status}: the endpoint redirects{where}; redirects are never followed, so that neither ids nor the "
+            "token go to another place. Set GOLDSKY_ENDPOINT to the final address.",
+            status,
+        )
+    if status == 413:
+        return Fault(FaultKind.SPLIT, text, status)
+    if status in _TRANSIENT_STATUS or status >= 500:
+        return Fault(FaultKind.TRANSIENT, text, status, retry_after)
+    hint = {
+        401: " Check GOLDSKY_API_TOKEN.",
+        403: " Check GOLDSKY_API_TOKEN and that the endpoint belongs to its project.",
+        404: " No subgraph is deployed there: check name and version in GOLDSKY_ENDPOINT.",
+        405: " This is no GraphQL endpoint: check GOLDSKY_ENDPOINT.",
+    }.get(status, "")
+    return Fault(FaultKind.PERMANENT, text + hint, status)
+
+
+def classify_body(body: bytes, answer: object) -> Fault:
+    """The class of a body with status 200 that is no GraphQL result. ``answer``: its JSON, ``None`` if it is none."""
+    text = body[:4000].decode("utf-8", "replace")
+    shown = excerpt(text, EXCERPT_LENGTH) or "an empty body"
+    if isinstance(answer, dict):
+        message = answer.get("message")
+        if not answer or message == "Not found":
+            return Fault(
+                FaultKind.PERMANENT,
+                f"HTTP 200, but no GraphQL answer: {shown} The address is not that of a subgraph, or the query is not "
+                "understood there: check GOLDSKY_ENDPOINT.",
+                200,
+            )
+        if isinstance(message, str) and classify_message(message) is FaultKind.RATE_LIMITED:
+            return Fault(FaultKind.RATE_LIMITED, f"HTTP 200: {shown}", 200)
+    if not text.strip():
+        return Fault(FaultKind.TRANSIENT, "HTTP 200 with an empty body", 200)
+    what = "which is HTML" if _NOT_GRAPHQL.match(text) else "which is no GraphQL answer"
+    return Fault(FaultKind.TRANSIENT, f"HTTP 200 with a body {what}: {shown}", 200, html=bool(_NOT_GRAPHQL.match(text)))
+
+
+def classify_exception(error: BaseException, timeout_seconds: float) -> Fault:
+    """The class of a connection that failed, by the exception of aiohttp or the operating system."""
+    import ssl
+
+    import aiohttp
+
+    if isinstance(error, (asyncio.TimeoutError, TimeoutError)):
+        return Fault(
+            FaultKind.TRANSIENT,
+            f"no complete answer within {timeout_seconds:g} s (GOLDSKY_TIMEOUT_SECONDS)",
+        )
+    text = f"{type(error).__name__}: {excerpt(str(error), EXCERPT_LENGTH)}"
+    if isinstance(error, (aiohttp.ClientConnectorCertificateError, ssl.SSLCertVerificationError)):
+        return Fault(FaultKind.PERMANENT, f"the server's certificate cannot be verified: {text}")
+    if isinstance(error, (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError)):
+        return Fault(FaultKind.PERMANENT, f"GOLDSKY_ENDPOINT is no usable address: {text}")
+    return Fault(FaultKind.TRANSIENT, f"the connection failed: {text}")
+
+
+_SECONDS = re.compile(r"\A[0-9]{1,15}(?:\.[0-9]{1,9})?\Z")
+_NEGATIVE = re.compile(r"\A-[0-9]{1,15}(?:\.[0-9]{1,9})?\Z")
+_DIGITS = re.compile(r"\A[0-9]{16,}(?:\.[0-9]*)?\Z")
+_NEVER = 1e15
+
+
+def parse_retry_after(value: str | None, now: datetime) -> float | None:
+    """Seconds to wait by a ``Retry-After`` header (RFC 9110, 10.2.3): seconds or an HTTP date; ``None`` if it is neither.
+
+    Never negative, never infinite; ``now`` (aware) is the time that a date is measured from. Not capped here.
+    """
+    if value is None:
+        return None
+    text = value.strip()
+    if _SECONDS.match(text):
+        return float(text)
+    if _NEGATIVE.match(text):
+        return 0.0
+    if _DIGITS.match(text):
+        return _NEVER
+    if not text.isascii() or len(text) > 100 or not any(c.isalpha() for c in text):
+        return None
+    try:
+        when = parsedate_to_datetime(text)
+    except (TypeError, ValueError, IndexError, OverflowError):
+        return None
+    if when.tzinfo is None:
+        when = when.replace(tzinfo=timezone.utc)
+    try:
+        seconds = (when - now).total_seconds()
+    except OverflowError:
+        return None
+    return max(0.0, seconds) if math.isfinite(seconds) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """How long to hold after a 429, and the sentence that says why."""
+
+    seconds: float
+    reason: str
+
+
+def capped_wait(retry_after: float | None, *, cap: float, window: float) -> Wait:
+    """The hold after an answer of 429.
+
+    At least one window of the limit (as far as the cap allows): the server has just said that its window is full, and
+    the only thing certain about a sliding window is that it is empty one length later. A shorter ``Retry-After``
+    would cost another 429 each time the server's window was filled just before.
+    """
+    least = min(window, cap)
+    if retry_after is None:
+        return Wait(least, f"HTTP 429 without a usable Retry-After; waiting {least:g} s")
+    if retry_after > cap:
+        return Wait(
+            cap,
+            f"HTTP 429 with Retry-After {retry_after:g} s, capped at {cap:g} s (GOLDSKY_MAX_RETRY_AFTER_SECONDS)",
+        )
+    if retry_after < least:
+        return Wait(
+            least, f"HTTP 429 with Retry-After {retry_after:g} s; waiting {least:g} s, the limit's whole window"
+        )
+    return Wait(retry_after, f"HTTP 429 with Retry-After {retry_after:g} s")
+
+
+def summarise(messages: Sequence[str]) -> str:
+    """The last of several error messages, with how many there were."""
+    if not messages:
+        return "no error recorded"
+    return messages[-1] if len(messages) == 1 else f"{messages[-1]} (after {len(messages)} attempts)"
