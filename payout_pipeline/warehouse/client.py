@@ -191,7 +191,9 @@ class Session:
         """The single value of a SELECT with one row and one column."""
         return next(iter(self.rows(sql, parameters, doing=doing)[0].values()))
 
-    def text(self, sql: str, parameters: Mapping[str, Any] | None = None, *, doing: str, fmt: str = "PrettyCompact") -> str:
+    def text(
+        self, sql: str, parameters: Mapping[str, Any] | None = None, *, doing: str, fmt: str = "PrettyCompact"
+    ) -> str:
         """The result of a statement as ClickHouse formats it, for showing."""
         quote_identifier(fmt)
 
@@ -284,9 +286,7 @@ class Session:
             data = ExternalData()
             for name, batch in external.items():
                 structure = [f"{field.name} {clickhouse_type(field.type)}" for field in batch.schema]
-                data.add_file(
-                    file_name=name, data=_stream_of(batch).getvalue(), fmt="ArrowStream", structure=structure
-                )
+                data.add_file(file_name=name, data=_stream_of(batch).getvalue(), fmt="ArrowStream", structure=structure)
             return bytes(
                 self._client.raw_query(
                     sql,
@@ -303,7 +303,9 @@ class Session:
                 columns = ", ".join(
                     f"{quote_identifier(field.name)} {clickhouse_type(field.type)}" for field in batch.schema
                 )
-                self._client.command(f"CREATE TEMPORARY TABLE {quote_identifier(names[name])} ({columns}) ENGINE = Memory")
+                self._client.command(
+                    f"CREATE TEMPORARY TABLE {quote_identifier(names[name])} ({columns}) ENGINE = Memory"
+                )
                 self._client.raw_insert(names[name], insert_block=_stream_of(batch), fmt="ArrowStream")
             return bytes(self._client.raw_query(sql, parameters={**parameters, **names}, fmt=fmt))
         finally:

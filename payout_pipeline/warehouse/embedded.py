@@ -141,11 +141,13 @@ def _take_turn(path: Path, purpose: str, deadline: float) -> int:
 
 
 def _announce(path: Path, purpose: str) -> None:
-    text = json.dumps({
-        "pid": os.getpid(),
-        "purpose": purpose,
-        "since": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    })
+    text = json.dumps(
+        {
+            "pid": os.getpid(),
+            "purpose": purpose,
+            "since": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        }
+    )
     temporary = _holder_path(path).with_name(f"{path.name}.holder.{os.getpid()}")
     with contextlib.suppress(OSError):  # the name is for messages; the lock is what counts
         temporary.write_text(text)

@@ -168,22 +168,26 @@ def _fetched(batch: pa.RecordBatch) -> pa.RecordBatch:
     index = pc.index_in(batch.column("status"), value_set=statuses)
     if index.null_count:
         unknown = batch.column("status").filter(pc.is_null(index))[0].as_py()
-        raise IncompleteError(f"the ledger has a row of status {unknown!r}, which is none of {', '.join(_STATUS_CODES)}")
+        raise IncompleteError(
+            f"the ledger has a row of status {unknown!r}, which is none of {', '.join(_STATUS_CODES)}"
+        )
     numerators = batch.column("payout_numerators")
     if numerators.null_count:
         numerators = pc.if_else(pc.is_valid(numerators), numerators, pa.scalar([], numerators.type))
     seconds = batch.column("resolved_at").cast(pa.timestamp("s", "UTC")).cast(pa.int64())
     # 1970-01-01 00:00:00 means unknown, in tables that cannot hold NULL and in what others wrote.
     seconds = pc.if_else(pc.equal(seconds, 0), pa.scalar(None, pa.int64()), seconds)
-    return pa.record_batch({
-        "position": pa.array(range(batch.num_rows), pa.uint32()),
-        "condition_id": batch.column("condition_id").cast(pa.string()),
-        "status": codes.take(index),
-        "numerators": numerators.cast(pa.list_(pa.uint64())),
-        "denominator": pc.fill_null(batch.column("payout_denominator"), 0).cast(pa.uint64()),
-        "winning_index": pc.fill_null(batch.column("winning_index"), -1).cast(pa.int32()),
-        "resolved_at": pc.fill_null(seconds, _UNKNOWN_TIME),
-    })
+    return pa.record_batch(
+        {
+            "position": pa.array(range(batch.num_rows), pa.uint32()),
+            "condition_id": batch.column("condition_id").cast(pa.string()),
+            "status": codes.take(index),
+            "numerators": numerators.cast(pa.list_(pa.uint64())),
+            "denominator": pc.fill_null(batch.column("payout_denominator"), 0).cast(pa.uint64()),
+            "winning_index": pc.fill_null(batch.column("winning_index"), -1).cast(pa.int32()),
+            "resolved_at": pc.fill_null(seconds, _UNKNOWN_TIME),
+        }
+    )
 
 
 def _compare_sql(target: TargetTable) -> str:

@@ -79,7 +79,11 @@ def number_type(type_name: str) -> NumberType | None:
     plain = unwrap(type_name)
     if match := _INTEGER.match(plain):
         bits = int(match[2])
-        return NumberType(0, 2**bits - 1, False) if match[1] else NumberType(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1, False)
+        return (
+            NumberType(0, 2**bits - 1, False)
+            if match[1]
+            else NumberType(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1, False)
+        )
     if plain in _FLOAT_LIMITS:
         return NumberType(-_FLOAT_LIMITS[plain], _FLOAT_LIMITS[plain], True)
     return None
@@ -109,8 +113,11 @@ class Table:
     @property
     def version_column(self) -> str | None:
         """The column by which a ReplacingMergeTree chooses between rows of one key; None: the row written last."""
-        match = re.match(r"\w*ReplacingMergeTree\((.*?)\)(?:\s+(?:PARTITION|PRIMARY|ORDER|SAMPLE|TTL|SETTINGS)\b|\Z)",
-                         self.engine_full, re.DOTALL)
+        match = re.match(
+            r"\w*ReplacingMergeTree\((.*?)\)(?:\s+(?:PARTITION|PRIMARY|ORDER|SAMPLE|TTL|SETTINGS)\b|\Z)",
+            self.engine_full,
+            re.DOTALL,
+        )
         names = [part.strip().strip("`") for part in match[1].split(",")] if match else []
         return next((name for name in names if name in self.columns), None)
 
