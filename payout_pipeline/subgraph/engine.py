@@ -253,10 +253,10 @@ class Engine:
                 value = literal(definition.ast_node.default_value, {})
             else:
                 if argument == "id":
-                    errors.append(located("No value provided for required argument: `id`", node))
+                    errors.append(located("No value provided for required argument: `id`", None))
                 continue
             try:
-                values[argument] = coerce_argument(argument, value, definition.type, node)
+                values[argument] = coerce_argument(argument, value, definition.type, None)
             except QueryError as fault:
                 errors.extend(fault.errors)
         if errors:
