@@ -163,11 +163,16 @@ def rows_from_answer(
         errors.append(error)
     schema = ledger_schema()
     count = len(statuses)
-    columns: list[list[Any]] = [
+    columns: list[Any] = [
         list(asked), statuses, payouts, numerators, denominators, winners, seconds,
-        [block_number] * count, [fetched_at] * count, errors,
+        pa.repeat(pa.scalar(block_number, pa.uint64()), count),
+        pa.repeat(pa.scalar(fetched_at, pa.timestamp("ms", "UTC")), count),
+        errors,
     ]  # fmt: skip
-    arrays = [pa.array(values, type=kind.type) for values, kind in zip(columns, schema, strict=True)]
+    arrays = [
+        pa.array(values, type=kind.type) if isinstance(values, list) else values
+        for values, kind in zip(columns, schema, strict=True)
+    ]
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
@@ -710,7 +715,9 @@ class RunningLedger:
         self._lock = threading.Lock()
         self._finished: set[int] = set()
         self._partial: set[int] = set()
-        self._counts: dict[int, dict[str, int]] = {}
+        self._totals = _empty_counts()
+        self._totals["resolved"] = facts.carried
+        self._unbroken = 0
         self._result: SnapshotInfo | None = None
         self.notes: dict[int, str] = {}
         """What the writer noted with each batch (a scan: where it stands)."""
@@ -774,16 +781,24 @@ class RunningLedger:
     @property
     def counts(self) -> dict[str, int]:
         """Ids by status: carried ones and those of the batches on disk, without those that are asked again."""
-        total = Counter(_empty_counts())
         if self._result is not None:
             return dict(self._result.counts)
         with self._lock:
-            total["resolved"] += self._facts.carried
-            for index, counts in self._counts.items():
-                total.update(counts)
-                if index in self._partial:
-                    total["failed"] -= counts["failed"]
-        return dict(total)
+            return dict(self._totals)
+
+    @property
+    def batches_done(self) -> int:
+        """Number of batches on disk that need not be asked again."""
+        with self._lock:
+            return len(self._finished)
+
+    @property
+    def last_batch_index(self) -> int:
+        """The last batch of the unbroken row of finished ones from the first on; -1: none."""
+        with self._lock:
+            while self._unbroken in self._finished:
+                self._unbroken += 1
+            return self._unbroken - 1
 
     @property
     def pin(self) -> Pin | None:
@@ -814,6 +829,7 @@ class RunningLedger:
                     f"{self._ledger.partition}: the subgraph's deployment changed since the finished snapshot; "
                     "asking all ids"
                 )
+                self._totals["resolved"] -= self._facts.carried
                 self._facts.carried_snapshot, self._facts.carried = None, 0
                 self._facts.batches = -(-self._facts.ids // self._plan.batch_size)
                 self._remaining = None
@@ -890,13 +906,21 @@ class RunningLedger:
         if partial:
             _, former = self._failed_part(index)
             kept = former.filter(pc.not_equal(former["status"], "failed"))
-            table = self._in_order(index, pa.concat_tables([kept, table]))
-        counts = self._write(index, table, note)
+            rows = self._in_order(index, pa.concat_tables([kept, table]))
+        else:
+            rows = table
+        self._write(index, rows, note)
         with self._lock:
             self._finished.add(index)
             self._partial.discard(index)
-            self._counts[index] = counts
-            self.notes[index] = note
+            # Of a batch with failed ids the others were counted when it was loaded.
+            self._add(_counts_of(table), 1)
+            if note:
+                self.notes[index] = note
+
+    def _add(self, counts: Mapping[str, int], sign: int) -> None:
+        for status, count in counts.items():
+            self._totals[status] += sign * count
 
     def _in_order(self, index: int, table: pa.Table) -> pa.Table:
         import pyarrow as pa
@@ -904,14 +928,13 @@ class RunningLedger:
         position = {condition_id: at for at, condition_id in enumerate(table["condition_id"].to_pylist())}
         return table.take(pa.array([position[condition_id] for condition_id in unpack_ids(self._packed(index))]))
 
-    def _write(self, index: int, table: pa.Table, note: str) -> dict[str, int]:
+    def _write(self, index: int, table: pa.Table, note: str) -> None:
         import pyarrow.parquet as pq
 
         own = json.dumps({"run": self._facts.to_json(), "batch": index, "note": note})
         sink = io.BytesIO()
         pq.write_table(table.replace_schema_metadata({_FACTS_KEY: own.encode()}), sink, **_parquet_options())
         self._ledger.store.write(self._key(_batch_name(index)), sink.getvalue())
-        return _counts_of(table)
 
     def _check_rows(self, index: int, table: pa.Table) -> None:
         fault = _fault_in_rows(table)
@@ -957,14 +980,17 @@ class RunningLedger:
             if self._facts.pin is None:  # an older run.json was put back; a batch is only written with a pin
                 self._facts.pin = facts.pin
                 self._save_facts()
-            counts = self._counts[index] = _counts_of(table)
-            self.notes[index] = str(own.get("note") or "")
+            counts = _counts_of(table)
+            if own.get("note"):
+                self.notes[index] = str(own["note"])
             if counts["failed"]:
                 self._partial.add(index)
                 asked_again += counts["failed"]
+                counts["failed"] = 0
             else:
                 self._finished.add(index)
-        found = sum(self.counts.values())
+            self._add(counts, 1)
+        found = sum(self._totals.values())
         again = f"; {asked_again:,} failed ids are asked again" if asked_again else ""
         self._ledger._log(f"{self._ledger.partition}: {found:,} of {self._facts.ids:,} ids are on disk{again}")
 
@@ -995,9 +1021,6 @@ class RunningLedger:
             info = self._write_snapshot(pin, counts, dict(stats or {}))
         except _DamagedBatchError as error:
             self._ledger._set_aside(join(RUNNING, error.name), str(error))
-            with self._lock:
-                self._finished.discard(error.index)
-                self._counts.pop(error.index, None)
             raise LedgerError(f"{error}; it was set aside, run again to ask it: {self._ledger.repair}") from error
         self._ledger.store.delete(join(self._ledger.prefix, RUNNING))
         self._result = info
