@@ -192,10 +192,11 @@ class Session:
         return next(iter(self.rows(sql, parameters, doing=doing)[0].values()))
 
     def text(
-        self, sql: str, parameters: Mapping[str, Any] | None = None, *, doing: str, fmt: str = "PrettyCompact"
+        self, sql: str, parameters: Mapping[str, Any] | None = None, *, doing: str, fmt: str | None = "PrettyCompact"
     ) -> str:
-        """The result of a statement as ClickHouse formats it, for showing."""
-        quote_identifier(fmt)
+        """The result of a SELECT as ClickHouse formats it, for showing; ``fmt`` None: the statement says how itself."""
+        if fmt is not None:
+            quote_identifier(fmt)
 
         def run() -> bytes:
             return self._select(sql, dict(parameters or {}), {}, fmt)
@@ -277,7 +278,9 @@ class Session:
             if key == "query_id" or ((known := definitions.get(key)) is not None and not known.readonly)
         }
 
-    def _select(self, sql: str, parameters: dict[str, Any], external: Mapping[str, pa.RecordBatch], fmt: str) -> bytes:
+    def _select(
+        self, sql: str, parameters: dict[str, Any], external: Mapping[str, pa.RecordBatch], fmt: str | None
+    ) -> bytes:
         if not external:
             return bytes(self._client.raw_query(sql, parameters=parameters, fmt=fmt, settings=self._settings()))
         if not self.embedded:
@@ -390,6 +393,11 @@ def with_patience(run: Callable[[], T], wait_seconds: float, doing: str) -> T:
         waited = f" ({attempts} attempts in {time.monotonic() - started:.0f} s)" if fault.kind is Kind.TRANSIENT else ""
         raise fault.error(doing + waited) from error
     raise AssertionError("unreachable: the loop returns or raises")
+
+
+def close_embedded_engine() -> None:
+    """Close the embedded engine of this process if nobody uses it, for processes that end without exit handlers."""
+    embedded.close_engine()
 
 
 class Warehouse:

@@ -211,7 +211,7 @@ def _compare_sql(target: TargetTable) -> str:
     if "fetched_at" in columns:
         fetched = "toInt64(toUnixTimestamp64Milli(toDateTime64(fetched_at, 3)))"
     return statement(
-        "compare_rows",
+        "checks/stored_equals_fetched",
         target=target.name,
         final=target.table.final,
         numerators=Sql(numerators),

@@ -1,0 +1,1 @@
+SELECT count() AS stored FROM ${target} ${final} WHERE source = {source:String}
