@@ -240,19 +240,19 @@ class Session:
             return fault
         return None
 
-    def wait_after(self, lost: Fault, doing: str) -> None:
-        """After an insert whose answer was lost: wait until the server answers and the insert is not running any more.
+    def wait_after(self, lost: Fault, doing: str, since: float, attempt: int) -> None:
+        """After the ``attempt``-th insert without an answer: pause, then wait until it is not running any more.
 
-        Raises WarehouseUnavailableError when that takes longer than the waiting budget.
+        ``since`` (``time.monotonic()``) is when the first of them failed. Raises WarehouseUnavailableError once the
+        waiting budget is over.
         """
         logger.warning("ClickHouse, %s: %s; looking at what is stored before trying again", doing, lost.text)
-        deadline = time.monotonic() + self._wait
-        pause = 0.1
         while True:
-            if time.monotonic() >= deadline:
-                raise lost.error(doing)
-            time.sleep(min(pause, max(0.0, deadline - time.monotonic())) * random.uniform(0.5, 1.0))
-            pause = min(pause * 2, _MAX_PAUSE_SECONDS)
+            left = since + self._wait - time.monotonic()
+            if left <= 0:
+                raise lost.error(f"{doing} ({attempt} attempts in {time.monotonic() - since:.0f} s)")
+            pause = min(0.1 * 2 ** min(attempt, 10), _MAX_PAUSE_SECONDS, left)
+            time.sleep(pause * random.uniform(0.5, 1.0))
             if not self._insert_running(doing):
                 return
 

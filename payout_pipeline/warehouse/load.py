@@ -63,7 +63,7 @@ class Difference:
 class Comparison:
     """Ledger against table. Counts are exact; the lists hold the first :data:`SAMPLE` of each kind.
 
-    ``missing``: resolved but not stored. ``different``: stored with other values. ``duplicated``: stored more than once.
+    ``missing``: resolved but not stored. ``different``: stored with other values. ``duplicated``: stored twice or more.
     ``stale``: stored by us, but not resolved any more. ``conflict``: another source's row with a different vector has
     the only place that the table gives to the condition; ``held`` (no defect): the same with the same vector.
     """
@@ -320,8 +320,8 @@ def load_rows(
                 f"{len(stale):,} vectors stored in {target.name} are not resolved any more according to the source; a "
                 f"reorganised chain explains at most {limit:,} of {ids:,} ids, so nothing was deleted. First: "
                 f"{', '.join(d.condition_id for d in stale_sample[:5])}.\nTo repair it: check GOLDSKY_ENDPOINT; if the "
-                f"source is right, run DELETE FROM {target.name.sql} WHERE source = '{SOURCE}' and the ids that "
-                "stored_equals_fetched lists, then materialize again."
+                f"source is right, delete the rows of source '{SOURCE}' whose ids stored_equals_fetched lists from "
+                f"{target.name}, then materialize again."
             )
         delete_own_rows(session, target, stale)
         result.deleted = len(stale)
@@ -351,6 +351,8 @@ def _load_slice(
     token = f"payout-{uuid.uuid4()}"  # new for each load: a server remembers a token beyond a deletion
     first = True
     lost: Fault | None = None
+    first_loss = 0.0
+    losses = 0
     deadline = 0.0
     while True:
         found = _differences(session, target, fetched)
@@ -377,7 +379,8 @@ def _load_slice(
             if time.monotonic() > deadline:
                 sample = ", ".join(_describe(batch, row).condition_id for row in write.slice(0, 5).to_pylist())
                 raise IncompleteError(
-                    f"{write.num_rows:,} rows that {target.name} confirmed are not stored as they were sent: {sample}.\n"
+                    f"{write.num_rows:,} rows that {target.name} confirmed are not stored as they were sent: "
+                    f"{sample}.\n"
                     "To repair it: look for something else that writes to or deletes from the table (a TTL, another "
                     "run), then materialize the partition again."
                 )
@@ -392,7 +395,9 @@ def _load_slice(
         result.inserts += 1
         result.repeated += 0 if first else 1
         if lost is not None:
-            session.wait_after(lost, doing)
+            first_loss = first_loss or time.monotonic()
+            losses += 1
+            session.wait_after(lost, doing, first_loss, losses)
         first = False
         replicated = target.table.engine.startswith(("Replicated", "Shared"))
         deadline = time.monotonic() + (_REPLICA_LAG_SECONDS if replicated else 0.0)

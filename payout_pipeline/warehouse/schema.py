@@ -62,7 +62,7 @@ def is_nullable(type_name: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class NumberType:
-    """What a numeric column holds exactly: whole numbers from ``low`` to ``high``. ``exact_cast``: unsigned integers."""
+    """What a numeric column holds exactly: whole numbers from ``low`` to ``high``."""
 
     low: int
     high: int
