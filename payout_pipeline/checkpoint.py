@@ -9,19 +9,18 @@ Nothing is ever decided from these files: what is stored in the ledger is the tr
 from __future__ import annotations
 
 import json
+import math
 import re
-import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, Protocol
 
 from payout_pipeline.conditions import MAX_WORKERS
-from payout_pipeline.ledger import STATUSES
+from payout_pipeline.ledger import STATUSES, Pin
 from payout_pipeline.storage import LogLine, Store
 
 VERSION = 1
-STATES = ("running", "failed", "done")
 _LARGEST = 2**53 - 1  # what jq and every other reader of JSON keep exactly
 _LONGEST_FILE = 1 << 20
 _LONGEST_TEXT = 500
@@ -53,43 +52,30 @@ def iso_time(moment: datetime) -> str:
     return f"{utc:%Y-%m-%dT%H:%M:%S}.{utc.microsecond // 1000:03d}Z"
 
 
-def guide_time(text: str) -> str:
-    """A time in ISO 8601, in the guide's form; what is already in it stays as it is."""
-    if _TIME.fullmatch(text):
-        return text
-    return iso_time(datetime.fromisoformat(text.replace("Z", "+00:00")))
-
-
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a worker stands. Counts are of the whole run, also of what was done before an interruption."""
+    """Where a worker stands. The first seven fields are the guide's, with its meaning."""
 
     worker: int
-    partition: str
     batches_processed: int
     last_batch_index: int
     """The last batch of the unbroken row from the first on, as in the guide ("resumes from the next"); -1: none."""
-    total_ids_processed: int
-    total_payouts_found: int
+    ids_processed: int
+    payouts_found: int
     start_time: str
-    """When the run began, before any interruption (ISO 8601)."""
-    total_errors: int
+    last_save_time: str
+    errors: int
     """Failed and invalid ids."""
-    total_batches: int
-    total_ids: int
+    batches: int
+    ids: int | None
+    """Ids of the chunk; None in a scan, which does not know them beforehand."""
     counts: dict[str, int]
-    """Ids by status; together ``total_ids_processed``."""
+    partition: str
     fingerprint: str
     block_number: int | None = None
     deployment: str | None = None
     state: str = "running"
-    """One of STATES."""
-    requests: int = 0
-    rate_limited: int = 0
-    """Answers of 429."""
-    last_save_time: str = ""
-    """Set when it is written."""
-    run_id: str = ""
+    """``running`` or ``complete``."""
 
     def to_json(self) -> str:
         """The file's text."""
@@ -97,22 +83,19 @@ class Checkpoint:
             "workerNum": self.worker,
             "batchesProcessed": self.batches_processed,
             "lastBatchIndex": self.last_batch_index,
-            "totalIdsProcessed": self.total_ids_processed,
-            "totalPayoutsFound": self.total_payouts_found,
-            "startTime": guide_time(self.start_time),
-            "lastSaveTime": guide_time(self.last_save_time),
-            "totalErrors": self.total_errors,
-            "totalBatches": self.total_batches,
-            "totalIds": self.total_ids,
-            "statusCounts": {status: self.counts[status] for status in STATUSES},
+            "totalIdsProcessed": self.ids_processed,
+            "totalPayoutsFound": self.payouts_found,
+            "startTime": self.start_time,
+            "lastSaveTime": self.last_save_time,
+            "totalErrors": self.errors,
+            "totalBatches": self.batches,
+            "totalIds": self.ids,
+            "statusCounts": self.counts,
             "partition": self.partition,
             "blockNumber": self.block_number,
             "deployment": self.deployment,
             "fingerprint": self.fingerprint,
             "state": self.state,
-            "requests": self.requests,
-            "rateLimited": self.rate_limited,
-            "runId": self.run_id,
             "version": VERSION,
         }
         return json.dumps(document, indent=2) + "\n"
@@ -129,43 +112,40 @@ class Checkpoint:
             raise ValueError("statusCounts are not the counts of the five statuses")
         checkpoint = cls(
             worker=_whole(document, "workerNum", 1, MAX_WORKERS),
-            partition=_text(document, "partition"),
             batches_processed=_whole(document, "batchesProcessed"),
             last_batch_index=_whole(document, "lastBatchIndex", -1),
-            total_ids_processed=_whole(document, "totalIdsProcessed"),
-            total_payouts_found=_whole(document, "totalPayoutsFound"),
+            ids_processed=_whole(document, "totalIdsProcessed"),
+            payouts_found=_whole(document, "totalPayoutsFound"),
             start_time=_time(document, "startTime"),
             last_save_time=_time(document, "lastSaveTime"),
-            total_errors=_whole(document, "totalErrors"),
-            total_batches=_whole(document, "totalBatches"),
-            total_ids=_whole(document, "totalIds"),
+            errors=_whole(document, "totalErrors"),
+            batches=_whole(document, "totalBatches"),
+            ids=None if document.get("totalIds") is None else _whole(document, "totalIds"),
             counts={status: _whole(counts, status) for status in STATUSES},
+            partition=_text(document, "partition"),
             block_number=None if document.get("blockNumber") is None else _whole(document, "blockNumber"),
             deployment=None if document.get("deployment") is None else _text(document, "deployment", least=0),
             fingerprint=_text(document, "fingerprint"),
             state=_text(document, "state"),
-            requests=_whole(document, "requests"),
-            rate_limited=_whole(document, "rateLimited"),
-            run_id=_text(document, "runId", least=0),
         )
         checkpoint._check()
         return checkpoint
 
     def _check(self) -> None:
-        limits = [
-            ("lastBatchIndex + 1", self.last_batch_index + 1, "batchesProcessed", self.batches_processed),
-            ("totalPayoutsFound", self.total_payouts_found, "totalIdsProcessed", self.total_ids_processed),
-            ("totalErrors", self.total_errors, "totalIdsProcessed", self.total_ids_processed),
-            ("batchesProcessed", self.batches_processed, "totalBatches", self.total_batches),
+        limits: list[tuple[str, int, str, int]] = [
+            ("batchesProcessed", self.batches_processed, "totalBatches", self.batches),
+            ("lastBatchIndex", self.last_batch_index + 1, "batchesProcessed", self.batches_processed),
+            ("totalPayoutsFound", self.payouts_found, "totalIdsProcessed", self.ids_processed),
+            ("totalErrors", self.errors, "totalIdsProcessed", self.ids_processed),
         ]
-        if self.total_ids:  # a scan does not know it beforehand
-            limits.append(("totalIdsProcessed", self.total_ids_processed, "totalIds", self.total_ids))
+        if self.ids is not None:
+            limits.append(("totalIdsProcessed", self.ids_processed, "totalIds", self.ids))
         for name, value, limit_name, limit in limits:
             if value > limit:
                 raise ValueError(f"{name} ({value}) is beyond {limit_name} ({limit})")
-        if sum(self.counts.values()) != self.total_ids_processed:
+        if sum(self.counts.values()) != self.ids_processed:
             raise ValueError("the status counts do not sum to totalIdsProcessed")
-        if self.state not in STATES:
+        if self.state not in ("running", "complete"):
             raise ValueError(f"state is {self.state[:40]!a}")
 
 
@@ -231,118 +211,73 @@ def read_checkpoint(store: Store, worker: int, log: LogLine, *, repair: bool = F
     return checkpoint
 
 
-@dataclass(frozen=True)
-class ProgressLine:
-    """One line of the progress file: a batch that is on disk."""
+def write_checkpoint(store: Store, checkpoint: Checkpoint) -> None:
+    """Replace a worker's checkpoint as a whole.
 
+    Raises:
+        StorageError: the place cannot be written.
+    """
+    store.write(checkpoint_name(checkpoint.worker), checkpoint.to_json().encode())
+
+
+@dataclass(frozen=True)
+class BatchProgress:
+    """One line of the progress file."""
+
+    timestamp: str
     worker: int
     batch_index: int
     ids_in_batch: int
     payouts_found: int
     duration_ms: int
-    """From its first request to its last answer."""
     total_processed: int
     total_found: int
     attempts: int
-    """Requests that it took."""
-    timestamp: str = ""
-    """Set when it is written."""
-
-    def to_json(self) -> str:
-        """The line's text, without the line end."""
-        return json.dumps({"timestamp": self.timestamp, **{name: getattr(self, name) for name in _PROGRESS_NUMBERS}})
 
 
-_PROGRESS_NUMBERS = tuple(name for name in ProgressLine.__dataclass_fields__ if name != "timestamp")
+_PROGRESS_FIELDS = tuple(BatchProgress.__dataclass_fields__)
 
 
-class CheckpointStore:
-    """A worker's checkpoint and progress files, written by the one who holds the worker's lock.
+class ProgressFile:
+    """Appends to a worker's progress file.
 
-    Args:
-        store: the runtime directory.
-        worker: number of the worker, from 1.
-        log: told of damaged files.
-        now: the clock.
-
-    Every method raises StorageError where the place cannot be read or written.
+    A line that a crash has torn is ended before the first append, so that it spoils no other. At an object store,
+    which cannot append, lines are gathered until `flush`.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        worker: int,
-        log: LogLine,
-        now: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
-    ) -> None:
+    def __init__(self, store: Store, worker: int) -> None:
         self._store = store
-        self._worker = worker
-        self._log = log
-        self._now = now
-        self._run_id = ""
-        self._progress = progress_name(worker)
-        # An object store cannot append: lines are gathered until the next checkpoint.
+        self._key = progress_name(worker)
+        self._begun = False
         self._gather = store.local_path() is None
         self._waiting = b""
-        self._torn: bool | None = None
-        self._lock = threading.Lock()
 
-    @property
-    def places(self) -> list[str]:
-        """Where the two files are, for people."""
-        return [self._store.describe(checkpoint_name(self._worker)), self._store.describe(self._progress)]
+    def append(self, line: BatchProgress) -> None:
+        """Add one whole line.
 
-    def begin(self, run_id: str) -> Checkpoint | None:
-        """Go on with the files of run ``run_id``, or begin new ones: the progress file of another run is removed.
-
-        Returns:
-            The checkpoint of this run, if there is one. A damaged one is kept aside, loudly.
+        Raises:
+            StorageError: the place cannot be written.
         """
-        former = read_checkpoint(self._store, self._worker, self._log, repair=True)
-        with self._lock:
-            self._run_id, self._waiting, self._torn = run_id, b"", None
-            if former is not None and former.run_id != run_id:
-                self._store.delete(self._progress)
-        return former if former is not None and former.run_id == run_id else None
+        self._waiting += json.dumps({name: getattr(line, name) for name in _PROGRESS_FIELDS}).encode() + b"\n"
+        if not self._gather:
+            self.flush()
 
-    def append(self, line: ProgressLine) -> None:
-        """Add one whole line to the progress file; its time is now unless it has one."""
-        if not line.timestamp:
-            line = replace(line, timestamp=iso_time(self._now()))
-        with self._lock:
-            self._waiting += line.to_json().encode() + b"\n"
-            if not self._gather:
-                self._flush()
+    def flush(self) -> None:
+        """Write what was gathered.
 
-    def save(self, checkpoint: Checkpoint) -> Checkpoint:
-        """Replace the checkpoint as a whole; its last save is now, its run that of `begin` unless it names one."""
-        written = replace(
-            checkpoint, last_save_time=iso_time(self._now()), run_id=checkpoint.run_id or self._run_id
-        )
-        with self._lock:
-            self._flush()
-            self._store.write(checkpoint_name(self._worker), written.to_json().encode())
-        return written
-
-    def remove(self) -> None:
-        """Remove both files."""
-        with self._lock:
-            self._waiting, self._torn = b"", None
-            self._store.delete(checkpoint_name(self._worker))
-            self._store.delete(self._progress)
-
-    def _flush(self) -> None:
+        Raises:
+            StorageError: the place cannot be written.
+        """
         if not self._waiting:
             return
-        if self._torn is None:
-            self._torn = self._ends_torn()
-        # A line that a crash has torn is ended here, so that it spoils no other.
-        self._store.append(self._progress, b"\n" + self._waiting if self._torn else self._waiting)
-        self._waiting, self._torn = b"", False
+        torn = not self._begun and self._is_torn()
+        self._store.append(self._key, b"\n" + self._waiting if torn else self._waiting)
+        self._waiting = b""
+        self._begun = True
 
-    def _ends_torn(self) -> bool:
+    def _is_torn(self) -> bool:
         try:
-            with self._store.reading(self._progress) as file:
+            with self._store.reading(self._key) as file:
                 if file.seek(0, 2) == 0:
                     return False
                 file.seek(-1, 2)
@@ -350,8 +285,13 @@ class CheckpointStore:
         except FileNotFoundError:
             return False
 
+    def clear(self) -> None:
+        """Remove the file: a new snapshot begins."""
+        self._store.delete(self._key)
+        self._begun, self._waiting = False, b""
 
-def read_progress(store: Store, worker: int, last: int = 1000) -> list[ProgressLine]:
+
+def read_progress(store: Store, worker: int, last: int = 1000) -> list[BatchProgress]:
     """The last lines of a worker's progress file, oldest first; lines that are torn or strange are left out.
 
     Raises:
@@ -368,10 +308,139 @@ def read_progress(store: Store, worker: int, last: int = 1000) -> list[ProgressL
     return found[-last:]
 
 
-def _progress_line(text: bytes) -> ProgressLine | None:
+def _progress_line(text: bytes) -> BatchProgress | None:
     try:
         document = _object(text)
-        numbers = {name: _whole(document, name) for name in _PROGRESS_NUMBERS}
-        return ProgressLine(timestamp=_time(document, "timestamp"), **numbers)
+        numbers = {name: _whole(document, name) for name in _PROGRESS_FIELDS if name != "timestamp"}
+        return BatchProgress(timestamp=_time(document, "timestamp"), **numbers)
     except ValueError:
         return None
+
+
+class RunTotals(Protocol):
+    """How far a run is: `ledger.RunningLedger` is one."""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Ids by status."""
+        ...
+
+    @property
+    def batches_done(self) -> int:
+        """Number of batches on disk."""
+        ...
+
+    @property
+    def last_batch_index(self) -> int:
+        """The last batch of the unbroken row from the first on; -1: none."""
+        ...
+
+
+class CheckpointWriter:
+    """Keeps a worker's checkpoint and progress files in step with its run.
+
+    Args:
+        store: the runtime directory.
+        worker: number of the worker, from 1.
+        partition: the partition's key.
+        fingerprint: of the run.
+        ids: ids of the chunk; None in a scan.
+        batches: batches of the run.
+        start_time: when the run began, before any interruption.
+        interval: batches between two refreshes of the checkpoint.
+        now: the clock.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        worker: int,
+        partition: str,
+        fingerprint: str,
+        ids: int | None,
+        batches: int,
+        start_time: str,
+        interval: int = 10,
+        pin: Pin | None = None,
+        now: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
+    ) -> None:
+        self._store = store
+        self._worker = worker
+        self._partition = partition
+        self._fingerprint = fingerprint
+        self._ids = ids
+        self._batches = batches
+        self._start_time = start_time
+        self._interval = max(1, interval)
+        self._pin = pin
+        self._now = now
+        self._since = 0
+        self._progress = ProgressFile(store, worker)
+
+    def batch_done(
+        self,
+        index: int,
+        *,
+        ids: int,
+        found: int,
+        duration_seconds: float,
+        attempts: int,
+        totals: RunTotals,
+    ) -> bool:
+        """Note a batch that is on disk.
+
+        Args:
+            index: the batch.
+            ids: its ids.
+            found: its resolved ids.
+            duration_seconds: from its first request to its last answer.
+            attempts: requests that it took.
+            totals: the run so far, this batch included (a `ledger.RunningLedger`).
+
+        Returns:
+            Whether the checkpoint was refreshed (the moment to log progress).
+        """
+        counts = totals.counts
+        milliseconds = round(duration_seconds * 1000) if math.isfinite(duration_seconds) else 0
+        self._progress.append(
+            BatchProgress(
+                iso_time(self._now()), self._worker, index, ids, found, max(0, milliseconds),
+                sum(counts.values()), counts["resolved"], attempts,
+            )
+        )  # fmt: skip
+        self._since += 1
+        if self._since < self._interval:
+            return False
+        self.save(totals)
+        return True
+
+    def save(self, totals: RunTotals, *, complete: bool = False) -> Checkpoint:
+        """Write the checkpoint as things are in the ledger now."""
+        self._since = 0
+        self._progress.flush()
+        counts = totals.counts
+        checkpoint = Checkpoint(
+            worker=self._worker,
+            batches_processed=totals.batches_done,
+            last_batch_index=totals.last_batch_index,
+            ids_processed=sum(counts.values()),
+            payouts_found=counts["resolved"],
+            start_time=self._start_time,
+            last_save_time=iso_time(self._now()),
+            errors=counts["failed"] + counts["invalid"],
+            batches=self._batches,
+            ids=self._ids,
+            counts={status: counts[status] for status in STATUSES},
+            partition=self._partition,
+            fingerprint=self._fingerprint,
+            block_number=None if self._pin is None else self._pin.block_number,
+            deployment=None if self._pin is None else self._pin.deployment,
+            state="complete" if complete else "running",
+        )
+        write_checkpoint(self._store, checkpoint)
+        return checkpoint
+
+    def start_progress_anew(self) -> None:
+        """Remove the progress file of the former snapshot."""
+        self._progress.clear()

@@ -787,35 +787,6 @@ class RunningLedger:
             return dict(self._totals)
 
     @property
-    def all_counts(self) -> dict[str, int]:
-        """`counts` with the failed ids that are asked again: all rows on disk."""
-        counts = self.counts
-        with self._lock:
-            partial = sorted(self._partial)
-        for index in partial:
-            counts["failed"] += _counts_of(self._ledger._read_batch(_batch_name(index))[2])["failed"]
-        return counts
-
-    def failures(self, limit: int = _SAMPLE) -> list[tuple[str, str, str]]:
-        """The first failed and invalid ids on disk: (id, status, error)."""
-        if self._result is not None:
-            return self._ledger.failures(limit)
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        with self._lock:
-            written = sorted(self._finished | self._partial)
-        wanted = pa.array(ERROR_STATUSES, pa.string())
-        found: list[tuple[str, str, str]] = []
-        for index in written:
-            if len(found) >= limit:
-                break
-            _, _, table = self._ledger._read_batch(_batch_name(index))
-            rows = table.filter(pc.is_in(table["status"], wanted)).slice(0, limit - len(found))
-            found.extend((row["condition_id"], row["status"], row["error"] or "") for row in rows.to_pylist())
-        return found
-
-    @property
     def batches_done(self) -> int:
         """Number of batches on disk that need not be asked again."""
         with self._lock:
