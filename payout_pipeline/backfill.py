@@ -100,13 +100,11 @@ def run_backfill(settings: Settings, workers: Sequence[int] | None = None, refet
 
 def _check_before_start(settings: Settings) -> None:
     """What every run would stumble over is said once, before the first of them starts."""
-    from payout_pipeline.conditions import read_conditions
-    from payout_pipeline.storage import Store
+    from payout_pipeline.storage import open_store
+    from payout_pipeline.worklist import read_worklist
 
-    Store(settings.runtime_dir).check_writable()
-    if settings.goldsky_mode == "list":
-        with read_conditions(settings.condition_ids_file):
-            pass
+    open_store(settings.runtime_dir).check_writable()
+    read_worklist(settings)
 
 
 def _import_once() -> None:
@@ -231,9 +229,9 @@ def _child(job: str, arguments: dict[str, str], log: str, sender: Connection, pa
 
 def _close_engine() -> None:
     """Close the embedded database in order; ``os._exit`` runs no exit handlers."""
-    from payout_pipeline.warehouse.client import close_embedded_engine
+    from payout_pipeline.warehouse.embedded import close_engine
 
-    close_embedded_engine()
+    close_engine()
 
 
 def _die_with_parent(parent: int) -> None:

@@ -5,12 +5,6 @@ from __future__ import annotations
 import dagster as dg
 
 from payout_pipeline.settings import Settings
-from payout_pipeline.warehouse.identifiers import QualifiedName
-
-
-def asset_name(table: str) -> str:
-    """The asset key of a table: its name without the database."""
-    return QualifiedName.parse(table).table
 
 
 def external_specs(settings: Settings) -> list[dg.AssetSpec]:

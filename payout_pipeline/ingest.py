@@ -1,0 +1,121 @@
+"""One worker's load: the resolved rows of its ledger become the rows of the target table, and are read back."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING
+
+from payout_pipeline.conditions import partition_key
+from payout_pipeline.errors import IncompleteError
+from payout_pipeline.ledger import Ledger, SnapshotInfo
+from payout_pipeline.settings import Settings
+from payout_pipeline.storage import open_store
+from payout_pipeline.warehouse.client import Warehouse
+from payout_pipeline.warehouse.identifiers import QualifiedName
+from payout_pipeline.worklist import read_worklist
+
+if TYPE_CHECKING:
+    from logging import Logger
+
+#: The last known totals of the target table, for ``status`` while the embedded database is in use.
+TOTALS_FILE = "warehouse-totals.json"
+
+
+@dataclass(frozen=True)
+class IngestSummary:
+    """What a load did. ``resolved`` rows were compared; ``inserted_new`` and ``inserted_changed`` of them written."""
+
+    partition: str
+    table: str
+    resolved: int
+    inserted_new: int
+    inserted_changed: int
+    unchanged: int
+    removed: int
+    verified: int
+    table_rows: int
+    seconds: float
+    fingerprint: str
+
+
+def prepare_target(settings: Settings, log: Logger) -> None:
+    """Create the target table, or check the existing one, before anything is asked of Goldsky.
+
+    Raises WarehouseSchemaError with the DDL that is needed, ConfigurationError or WarehousePermanentError where the
+    database cannot be used, WarehouseUnavailableError where it does not answer within its budget.
+    """
+    from payout_pipeline.warehouse.schema import ensure_target
+
+    warehouse = Warehouse.from_settings(settings, comment="payout-pipeline: prepare")
+    with warehouse.session("prepare the target table") as session:
+        target = ensure_target(session, QualifiedName.parse(settings.target_table), settings.clickhouse_cluster)
+        log.info(f"target table {target.name} on {session.address} (ClickHouse {session.version})")
+
+
+def finished_ledger(settings: Settings, worker: int) -> tuple[Ledger, SnapshotInfo]:
+    """The worker's finished ledger of today's input; IncompleteError says what is missing and how to get it."""
+    partition = partition_key(worker, settings.workers)
+    ledger = Ledger(open_store(settings.runtime_dir), partition)
+    info = ledger.finished()
+    reason = "has no finished ledger" if info is None else why_not_todays(settings, info)
+    if info is None or reason:
+        raise IncompleteError(f"{partition} {reason}.\nTo repair it: materialize it: {ledger.repair}")
+    return ledger, info
+
+
+def why_not_todays(settings: Settings, info: SnapshotInfo) -> str:
+    """Why a finished ledger is not one of today's input and settings; empty if it is."""
+    if info.mode != settings.goldsky_mode:
+        return f"was made in GOLDSKY_MODE={info.mode}, and it is {settings.goldsky_mode} now"
+    todays = read_worklist(settings).of(info.partition).fingerprint
+    return "" if info.ids_sha256 == todays else f"was made for other ids than {settings.condition_ids_file} gives it now"
+
+
+def ingest_worker(settings: Settings, worker: int, *, log: Logger, run_id: str = "") -> IngestSummary:
+    """Make the target table hold exactly the resolved rows of the worker's ledger, and prove it by reading back.
+
+    Raises IncompleteError where the ledger is missing or not of today's input, or the table does not hold what was
+    written; WarehouseSchemaError where a vector does not fit the existing columns; and what a session raises.
+    """
+    from payout_pipeline.fetch import worker_lock
+    from payout_pipeline.warehouse.load import load_rows
+    from payout_pipeline.warehouse.queries import stored_rows, survey
+    from payout_pipeline.warehouse.schema import ensure_target
+
+    started = time.monotonic()
+    partition = partition_key(worker, settings.workers)
+    with worker_lock(settings, partition, purpose="resolutions_external_ingest", run_id=run_id, log=log):
+        ledger, info = finished_ledger(settings, worker)
+        comment = f"payout-pipeline: resolutions_external_ingest {partition} run {run_id}"
+        with Warehouse.from_settings(settings, comment=comment).session(f"load {partition}") as session:
+            target = ensure_target(session, QualifiedName.parse(settings.target_table), settings.clickhouse_cluster)
+            result = load_rows(session, target, ledger.read(), log=log.info)
+            rows = stored_rows(session, survey(session, settings))
+        remember_totals(settings, rows)
+    log.info(
+        f"{partition}: {result.sent:,} resolved rows; {result.inserted_new:,} new, {result.inserted_changed:,} changed, "
+        f"{result.unchanged:,} unchanged, {result.deleted:,} no longer resolved and removed; {result.verified:,} verified"
+    )
+    return IngestSummary(
+        partition=partition,
+        table=result.table,
+        resolved=result.sent,
+        inserted_new=result.inserted_new,
+        inserted_changed=result.inserted_changed,
+        unchanged=result.unchanged,
+        removed=result.deleted,
+        verified=result.verified,
+        table_rows=rows,
+        seconds=time.monotonic() - started,
+        fingerprint=info.fingerprint,
+    )
+
+
+def remember_totals(settings: Settings, rows: int) -> None:
+    """Note the rows of the target table for those who must not wait for the database."""
+    measured = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    document = {"rows": rows, "measured_at": measured}
+    open_store(settings.runtime_dir).write(TOTALS_FILE, json.dumps(document).encode())

@@ -1,0 +1,80 @@
+"""The progress of a backfill for who started it: bars on a terminal, plain lines elsewhere.
+
+Everything shown comes from the files that ``status`` reads, so it is as true after a restart as before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from payout_pipeline.settings import Settings
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import TaskID
+
+    from payout_pipeline.status import WorkerStatus
+
+
+class Progress:
+    """A bar a worker (ids, found, rate, time left, errors, answers of 429), refreshed by :meth:`update`."""
+
+    def __init__(self, settings: Settings, workers: Sequence[int], console: Console) -> None:
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as Bars
+
+        self._settings, self._workers, self._console = settings, set(workers), console
+        self._bars: Bars | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._last = ""
+        if console.is_terminal:
+            self._bars = Bars(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.percentage:>5.1f} %"),
+                TextColumn("{task.fields[words]}"),
+                console=console,
+            )
+            self._bars.start()
+
+    def update(self) -> None:
+        """Read the state and show it."""
+        from payout_pipeline.status import read_workers
+
+        workers = [worker for worker in read_workers(self._settings) if worker.worker in self._workers]
+        if self._bars is None:
+            line = "; ".join(f"{worker.partition} {_words(worker)}" for worker in workers)
+            if line != self._last:
+                self._console.print(line)
+            self._last = line
+            return
+        for worker in workers:
+            if worker.partition not in self._tasks:
+                self._tasks[worker.partition] = self._bars.add_task(worker.partition, total=None, words="")
+            self._bars.update(
+                self._tasks[worker.partition],
+                total=worker.total_ids or None,
+                completed=worker.ids,
+                words=_words(worker),
+            )
+
+    def close(self) -> None:
+        """Show the last state and leave the terminal as it was."""
+        self.update()
+        if self._bars is not None:
+            self._bars.stop()
+
+
+def _words(worker: WorkerStatus) -> str:
+    of = f"/{worker.total_ids:,}" if worker.total_ids else ""
+    parts = [f"{worker.ids:,}{of} ids", f"{worker.found:,} found"]
+    if worker.rate:
+        parts.append(f"{worker.rate:,.0f} ids/s")
+    if worker.seconds_left is not None:
+        parts.append(f"{worker.seconds_left:.0f} s left")
+    if worker.errors:
+        parts.append(f"{worker.errors:,} errors")
+    if worker.rate_limited:
+        parts.append(f"{worker.rate_limited} answers of 429")
+    return ", ".join(parts)
