@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
 from payout_pipeline.errors import ConfigurationError, LockHeldError, TransientError
-from payout_pipeline.locks import FileLocks, Holder, Locks
+from payout_pipeline.locks import FileLocks, Holder, Locks, register_locks
 from payout_pipeline.scrub import excerpt, register_secret, scrub
 from payout_pipeline.storage import LogLine
 
@@ -499,3 +499,16 @@ def _refused(service: str, error: Exception) -> str:
 
 def _unreachable(service: str, error: Exception) -> str:
     return f"PAYOUT_LIMITER_URL: {service} does not answer: {excerpt(str(error)) or type(error).__name__}"
+
+
+def _register() -> None:
+    """Known by its scheme alone, a service has one scope for all that use it: safe, if stricter than `locks_for`."""
+
+    def without_scope(url: str) -> Locks:
+        return RemoteLocks(open_service(url), "")
+
+    for scheme in ("redis", "rediss", "postgresql", "postgres"):
+        register_locks(scheme, without_scope)
+
+
+_register()
