@@ -19,19 +19,13 @@ from pathlib import Path
 import aiohttp
 
 from benchmarks import data
-from benchmarks.prepared_server import HEAD
 
-_BLOCK = f"block: {{number: {HEAD - 250}}}"
-QUERY = (
-    f"query Conditions($ids: [ID!]!) {{ conditions(first: 1000, where: {{id_in: $ids}}, {_BLOCK}) {{ id payouts }} "
-    f"_meta({_BLOCK}) {{ deployment block {{ number }} hasIndexingErrors }} }}"
-)
 CONNECTIONS = 8
 
 
 async def ask(url: str, batches: list[list[str]], only_bytes: bool) -> dict[str, float]:
     """Ask for every batch over 8 connections."""
-    bodies = [{"query": QUERY, "variables": {"ids": ["0x" + i for i in batch]}} for batch in batches]
+    bodies = [{"query": data.QUERY, "variables": {"ids": ["0x" + i for i in batch]}} for batch in batches]
     prepared = [json.dumps(body).encode() for body in bodies] if only_bytes else []
     rows = 0
 

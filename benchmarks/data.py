@@ -26,6 +26,14 @@ _SHARES: tuple[tuple[int, tuple[str, ...], tuple[int, ...], int], ...] = (
 )
 _UNRESOLVED = 150
 
+#: The head of the prepared subgraph, and the question that the yardsticks ask it, at the pipeline's own distance.
+HEAD = 80_000_000
+_BLOCK = f"block: {{number: {HEAD - 250}}}"
+QUERY = (
+    f"query Conditions($ids: [ID!]!) {{ conditions(first: 1000, where: {{id_in: $ids}}, {_BLOCK}) {{ id payouts }} "
+    f"_meta({_BLOCK}) {{ deployment block {{ number }} hasIndexingErrors }} }}"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:

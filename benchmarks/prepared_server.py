@@ -46,8 +46,8 @@ from graphql import (
 )
 
 from benchmarks import data
+from benchmarks.data import HEAD
 
-HEAD = 80_000_000
 DEPLOYMENT = "QmPreparedBytes"
 _SDL = """
 scalar BigDecimal
@@ -363,13 +363,13 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     gc.disable()  # nothing here makes cycles, and a collection would show as latency
+    service = _serve(Service(truth), options.port)
     try:
         import uvloop
-
-        run = uvloop.run
     except ImportError:
-        run = asyncio.run
-    run(_serve(Service(truth), options.port))
+        asyncio.run(service)
+    else:
+        uvloop.run(service)
 
 
 if __name__ == "__main__":
