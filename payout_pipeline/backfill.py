@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import hashlib
 import json
 import multiprocessing
 import os
@@ -17,10 +18,12 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from payout_pipeline.scrub import scrub
 from payout_pipeline.settings import Settings
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
 
 WORKER_JOB = "goldsky_backfill"
 VIEW_JOB = "truth_view"
+#: Which backfill is going, under the runtime directory; there only until its view is built.
+RECORD_FILE = "backfill.json"
 #: A child that was asked to stop has this long to keep its finished work before it is killed.
 STOP_GRACE_SECONDS = 25.0
 _POLL_SECONDS = 0.1
@@ -62,18 +67,25 @@ def run_backfill(settings: Settings, workers: Sequence[int] | None = None, refet
 
     from payout_pipeline.conditions import partition_key
     from payout_pipeline.instance import ensure_dagster_home
+    from payout_pipeline.storage import open_store
 
     console = Console(highlight=False, soft_wrap=True)
     ensure_dagster_home()
     _check_before_start(settings)
     _import_once()
     chosen = list(workers or range(1, settings.workers + 1))
+    record = _take_up_or_begin(settings, refetch, console)
     started = time.monotonic()
-    console.print(f"Backfill of {len(chosen)} worker(s) of {settings.workers}; runtime directory {settings.runtime_dir}.")
+    console.print(
+        f"Backfill of {len(chosen)} worker(s) of {settings.workers}; runtime directory {settings.runtime_dir}."
+    )
     with stop_on_signals() as stop:
         keys = {partition_key(worker, settings.workers): worker for worker in chosen}
         outcomes = _run_children(
-            [(key, WORKER_JOB, {"partition_key": key, "refetch": refetch}) for key in keys],
+            [
+                (key, WORKER_JOB, {"partition_key": key, "refetch": record["refetch"], "backfill_id": record["id"]})
+                for key in keys
+            ],
             _log_directory(settings),
             stop,
             console,
@@ -86,16 +98,46 @@ def run_backfill(settings: Settings, workers: Sequence[int] | None = None, refet
             return 128 + stop.signal_number
         if not all(outcome.ok for outcome in outcomes):
             failed = ", ".join(outcome.name for outcome in outcomes if not outcome.ok)
-            console.print(f"The view was not rebuilt: {failed} failed. Run `payout-pipeline backfill` again when mended.")
+            console.print(
+                f"The view was not rebuilt: {failed} failed. Run `payout-pipeline backfill` again when mended."
+            )
             return _report(settings, console, failed=True)
-        view = _run_children(
-            [("vw_resolutions_truth", VIEW_JOB, {})], _log_directory(settings), stop, console, None
-        )[0]
+        view = _run_children([("vw_resolutions_truth", VIEW_JOB, {})], _log_directory(settings), stop, console, None)[0]
         _say(console, view)
         if stop.signal_number is not None:
             return 128 + stop.signal_number
+    if view.ok:
+        open_store(settings.runtime_dir).delete(RECORD_FILE)
     console.print(f"Runs finished after {time.monotonic() - started:.1f} s.")
     return _report(settings, console, failed=not view.ok)
+
+
+def _take_up_or_begin(settings: Settings, refetch: str, console: Console) -> dict[str, str]:
+    """The backfill that did not get to its end, if its input is today's; otherwise a new one.
+
+    Workers that finished in it are not asked again: their ledgers carry its id. The record goes when the view is built.
+    """
+    from payout_pipeline.storage import open_store
+    from payout_pipeline.worklist import read_worklist
+
+    store = open_store(settings.runtime_dir)
+    todays = f"{read_worklist(settings).fingerprint} {settings.goldsky_mode} {settings.goldsky_endpoint}"
+    fingerprint = hashlib.sha256(todays.encode()).hexdigest()
+    try:
+        record = json.loads(store.read(RECORD_FILE))
+        if record["fingerprint"] == fingerprint and all(isinstance(record[k], str) for k in ("id", "refetch", "begun")):
+            console.print(f"Continuing the backfill begun at {record['begun']} that did not get to its end.")
+            return dict(record)
+    except FileNotFoundError:
+        pass
+    except (ValueError, KeyError, TypeError):
+        console.print(
+            f"{store.describe(store.set_aside(RECORD_FILE))} was damaged and is kept aside; a new backfill begins."
+        )
+    begun = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    record = {"id": uuid4().hex, "fingerprint": fingerprint, "refetch": refetch, "begun": begun}
+    store.write(RECORD_FILE, json.dumps(record).encode())
+    return record
 
 
 def _check_before_start(settings: Settings) -> None:
@@ -115,8 +157,8 @@ def _import_once() -> None:
     import orjson  # noqa: F401
     import pyarrow.parquet  # noqa: F401
 
-    import payout_pipeline.definitions  # noqa: F401
-    import payout_pipeline.fetch  # noqa: F401
+    import payout_pipeline.definitions
+    import payout_pipeline.fetch
     import payout_pipeline.ingest  # noqa: F401
 
 
@@ -244,7 +286,9 @@ def _die_with_parent(parent: int) -> None:
         os._exit(128 + signal.SIGTERM)
 
 
-def execute_run(job: str, partition_key: str | None = None, refetch: str = "all") -> RunOutcome:
+def execute_run(
+    job: str, partition_key: str | None = None, refetch: str = "all", backfill_id: str | None = None
+) -> RunOutcome:
     """Execute ``job`` in this process on the instance of the UI and say how it ended."""
     import dagster as dg
 
@@ -253,7 +297,11 @@ def execute_run(job: str, partition_key: str | None = None, refetch: str = "all"
     config = {"ops": {"goldsky_payouts": {"config": {"refetch": refetch}}}} if partition_key else None
     with dg.DagsterInstance.get() as instance:
         result = defs.resolve_job_def(job).execute_in_process(
-            instance=instance, partition_key=partition_key, run_config=config, raise_on_error=False
+            instance=instance,
+            partition_key=partition_key,
+            run_config=config,
+            tags={"payout/backfill": backfill_id} if backfill_id else None,
+            raise_on_error=False,
         )
         name = partition_key or job
         if result.success:
@@ -291,5 +339,3 @@ def _report(settings: Settings, console: Console, *, failed: bool) -> int:
         report = build_report(settings, instance)
     render(report, console)
     return 1 if failed else report.exit_code
-
-

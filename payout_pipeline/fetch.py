@@ -161,7 +161,6 @@ def fetch_worker(
         store.check_writable()
         conditions = stack.enter_context(_input(settings))
         stack.enter_context(worker_lock(settings, partition, purpose="goldsky_payouts", run_id=run_id, log=log))
-        _check_target(settings, log)
         work = _Work(
             settings=settings,
             worker=worker,
@@ -176,6 +175,7 @@ def fetch_worker(
             input_sha256=conditions.sha256 if conditions is not None else "",
         )
         _announce(work, conditions)
+        _check_target(settings, log)
         with stop_on_signals() as stop:
             return asyncio.run(_run(work, stop))
 
@@ -200,7 +200,8 @@ def worker_lock(
         import payout_pipeline.locks_remote  # noqa: F401 - registers the locks of redis:// and postgresql://
     elif "://" in settings.runtime_dir:
         log.warning(
-            "PAYOUT_RUNTIME_DIR is remote and PAYOUT_LIMITER_URL is not set: two machines could run %s at once.", partition
+            "PAYOUT_RUNTIME_DIR is remote and PAYOUT_LIMITER_URL is not set: two machines could run %s at once.",
+            partition,
         )
         return nullcontext()
     local = Path(settings.runtime_dir) if "://" not in settings.runtime_dir else Path("runtime")
@@ -585,7 +586,9 @@ def _check_scan_is_whole(work: _Work, running: RunningLedger) -> None:
     wanted = set(_prefixes(work))
     missing = sorted(wanted - running.finished_batches)
     if missing:
-        raise IncompleteError(f"{work.partition}: the scan lacks {len(missing)} of {len(wanted)} prefixes; start it again.")
+        raise IncompleteError(
+            f"{work.partition}: the scan lacks {len(missing)} of {len(wanted)} prefixes; start it again."
+        )
 
 
 def _summary(work: _Work, info: SnapshotInfo, totals: _Totals, stats: dict[str, Any]) -> FetchSummary:
@@ -615,7 +618,10 @@ def _summary(work: _Work, info: SnapshotInfo, totals: _Totals, stats: dict[str, 
         has_indexing_errors=info.pin.has_indexing_errors,
         seconds=stats["seconds"],
         shapes=payout_shapes(work.ledger),
-        failures=[(condition_id, f"{status}: {error}") for condition_id, status, error in work.ledger.failures(_FAILURES_SHOWN)],
+        failures=[
+            (condition_id, f"{status}: {error}")
+            for condition_id, status, error in work.ledger.failures(_FAILURES_SHOWN)
+        ],
         fingerprint=info.fingerprint,
         input_sha256=work.input_sha256,
         files=[
@@ -633,5 +639,3 @@ def payout_shapes(ledger: Ledger) -> list[tuple[str, int]]:
         numerators = batch.column(0).to_pylist()
         shapes.update(f"{n}/{d}" for n, d in zip(numerators, batch.column(1).to_pylist(), strict=True))
     return shapes.most_common(_SHAPES_SHOWN)
-
-

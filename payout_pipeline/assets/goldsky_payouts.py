@@ -1,6 +1,6 @@
 """``goldsky_payouts``: what Goldsky says of every id of a worker's chunk, as a ledger."""
 
-from __future__ import annotations
+# Dagster reads the annotations at run time, so they are not postponed here.
 
 from enum import Enum
 
@@ -11,6 +11,16 @@ from payout_pipeline.assets.metadata import LEDGER_COLUMNS, fetch_metadata
 from payout_pipeline.conditions import worker_of_key
 from payout_pipeline.faults import STEP_RETRIES, reported_to_dagster
 from payout_pipeline.resources import PipelineResource
+
+#: Of the runs that one ``payout-pipeline backfill`` starts; kept when it is started again to finish.
+BACKFILL_TAG = "payout/backfill"
+DAGSTER_BACKFILL_TAG = "dagster/backfill"
+
+
+def ended_without_success(instance: dg.DagsterInstance, run_id: str) -> bool:
+    """Whether the run is known and did not succeed: what it had fetched was perhaps never loaded."""
+    run = instance.get_run_by_id(run_id)
+    return run is not None and run.status is not dg.DagsterRunStatus.SUCCESS
 
 
 class Refetch(Enum):
@@ -61,7 +71,15 @@ def goldsky_payouts_asset(partitions: dg.PartitionsDefinition[str]) -> dg.Assets
         with reported_to_dagster():
             worker, _ = worker_of_key(context.partition_key)
             settings = pipeline.settings()
-            summary = fetch_worker(settings, worker, refetch=config.refetch.value, log=context.log, run_id=context.run_id)
+            summary = fetch_worker(
+                settings,
+                worker,
+                refetch=config.refetch.value,
+                log=context.log,
+                run_id=context.run_id,
+                backfill_id=context.run.tags.get(BACKFILL_TAG) or context.run.tags.get(DAGSTER_BACKFILL_TAG, ""),
+                reuse_finished=lambda run_id: ended_without_success(context.instance, run_id),
+            )
             return dg.MaterializeResult(metadata=fetch_metadata(summary))
 
     return goldsky_payouts

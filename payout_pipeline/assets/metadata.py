@@ -55,7 +55,10 @@ VIEW_COLUMNS = _columns(
 
 def _table(rows: list[dict[str, Any]]) -> dg.TableMetadataValue:
     schema = dg.TableSchema(
-        [dg.TableColumn(name, "int" if isinstance(value, int) else "string") for name, value in (rows[0] if rows else {}).items()]
+        [
+            dg.TableColumn(name, "int" if isinstance(value, int) else "string")
+            for name, value in (rows[0] if rows else {}).items()
+        ]
     )
     return dg.MetadataValue.table([dg.TableRecord(row) for row in rows], schema)
 
@@ -78,7 +81,9 @@ def fetch_metadata(summary: FetchSummary) -> Metadata:
         "block_number": summary.block_number,
         "snapshot": summary.snapshot,
         "deployment": scrub(summary.deployment),
-        "head_timestamp": dg.MetadataValue.timestamp(float(summary.head_timestamp)) if summary.head_timestamp else "unknown",
+        "head_timestamp": dg.MetadataValue.timestamp(float(summary.head_timestamp))
+        if summary.head_timestamp
+        else "unknown",
         "indexing_errors": summary.has_indexing_errors,
         "seconds": dg.MetadataValue.float(float(round(summary.seconds, 3))),
         "ids_per_second": dg.MetadataValue.float(float(round(summary.ids_per_second, 1))),

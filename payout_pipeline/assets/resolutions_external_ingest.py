@@ -1,6 +1,6 @@
 """``resolutions_external_ingest``: the resolved vectors of a chunk in ClickHouse."""
 
-from __future__ import annotations
+# Dagster reads the annotations at run time, so they are not postponed here.
 
 import dagster as dg
 

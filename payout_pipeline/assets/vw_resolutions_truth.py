@@ -1,6 +1,6 @@
 """``vw_resolutions_truth``: the view that P&L reads, rebuilt once every worker is in."""
 
-from __future__ import annotations
+# Dagster reads the annotations at run time, so they are not postponed here.
 
 import dagster as dg
 
@@ -34,9 +34,7 @@ def vw_resolutions_truth_asset(settings: Settings) -> dg.AssetsDefinition:
         automation_condition=condition,
         metadata={"dagster/column_schema": VIEW_COLUMNS, "dagster/table_name": settings.truth_view},
     )
-    def vw_resolutions_truth(
-        context: dg.AssetExecutionContext, pipeline: PipelineResource
-    ) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    def vw_resolutions_truth(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
         from payout_pipeline.truth import rebuild_truth
 
         with reported_to_dagster():
