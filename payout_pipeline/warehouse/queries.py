@@ -147,18 +147,14 @@ def payout_quality(session: Session, place: Place) -> PayoutQuality:
     shapes = tuple(
         Shape(
             row["count"],
-            _number(row["payout_denominator"]),
-            _number(row["sum_check"]),
+            row["payout_denominator"],
+            row["sum_check"],
             bool(row["sound"]),
             tuple(row["examples"]),
         )
         for row in session.rows(sql, {"source": SOURCE}, doing=f"checking the vectors of {place.target.name}")
     )
     return PayoutQuality(sum(s.rows for s in shapes), sum(s.rows for s in shapes if not s.sound), shapes, sql)
-
-
-def _number(value: float | int) -> str:
-    return str(int(value)) if value == int(value) else repr(value)
 
 
 @dataclass(frozen=True, slots=True)
