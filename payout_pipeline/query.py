@@ -1,0 +1,197 @@
+"""``payout-pipeline query ID…``: what Goldsky says of a few conditions, beside what is stored of them."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from payout_pipeline.errors import ConfigurationError, PayoutPipelineError
+from payout_pipeline.payouts import InvalidVector, Vector, parse_numerators, parse_payouts
+from payout_pipeline.scrub import excerpt
+from payout_pipeline.settings import Settings
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from payout_pipeline.goldsky.client import GoldskyClient
+    from payout_pipeline.warehouse.queries import StoredVector
+
+MAX_IDS = 1000
+_DATABASE_WAIT_SECONDS = 5.0
+_ID = re.compile(r"(?:0[xX])?([0-9a-fA-F]{64})")
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """One condition. ``vector`` is the exact one, ``raw`` the answer as it came; ``stored`` where it is kept."""
+
+    condition_id: str
+    status: str
+    vector: str
+    winning_index: int | None
+    raw: str
+    error: str
+    stored: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """All conditions, and why the database could not be asked, where it could not."""
+
+    endpoint: str
+    block_number: int
+    rows: tuple[Answered, ...]
+    database_note: str
+
+    @property
+    def exit_code(self) -> int:
+        """1 where an id got no usable answer."""
+        return int(any(row.status in ("failed", "invalid") for row in self.rows))
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def normalised(ids: Sequence[str]) -> list[str]:
+    """The ids as 64 lower-case hex digits, each once. Raises ConfigurationError naming those that are none."""
+    found: dict[str, None] = {}
+    wrong: list[str] = []
+    for text in ids:
+        match = _ID.fullmatch(text.strip())
+        if match is None:
+            wrong.append(excerpt(text, 80))
+        else:
+            found[match[1].lower()] = None
+    if wrong:
+        raise ConfigurationError(
+            f"{len(wrong)} of {len(ids)} arguments are no condition ids (64 hex digits, 0x allowed): {', '.join(wrong[:5])}"
+        )
+    if len(found) > MAX_IDS:
+        raise ConfigurationError(f"at most {MAX_IDS:,} ids at once; for more put them into a file and run the backfill")
+    return list(found)
+
+
+def ask(settings: Settings, ids: Sequence[str]) -> Answers:
+    """Ask Goldsky and, where it can be had, the database.
+
+    Raises ConfigurationError on what is no id, GoldskyPermanentError, GoldskyUnavailableError, SnapshotLostError.
+    """
+    wanted = normalised(ids)
+    rows, block = asyncio.run(_ask_goldsky(settings, wanted))
+    stored, note = _ask_database(settings, wanted)
+    return Answers(
+        endpoint=excerpt(settings.goldsky_endpoint.split("?", 1)[0]),
+        block_number=block,
+        rows=tuple(
+            Answered(
+                **row,
+                stored=tuple(
+                    {"table": s.table, "vector": s.vector, "winning_index": s.winning_index, "source": s.source}
+                    for s in stored
+                    if s.condition_id == row["condition_id"]
+                ),
+            )
+            for row in rows
+        ),
+        database_note=note,
+    )
+
+
+async def _ask_goldsky(settings: Settings, ids: list[str]) -> tuple[list[dict[str, Any]], int]:
+    from payout_pipeline.fetch import raw_text
+    from payout_pipeline.goldsky.client import GoldskyClient, SnapshotGoneError
+
+    async with GoldskyClient.from_settings(settings) as client:
+        info = await client.probe()
+        pin = client.make_pin(info, settings.goldsky_block_margin)
+        try:
+            answer = await client.fetch_batch(ids, pin)
+        except SnapshotGoneError as gone:
+            if not gone.history_not_kept:
+                raise
+            pin = client.make_pin(info, settings.goldsky_block_margin, history_kept=False)
+            answer = await client.fetch_batch(ids, pin)
+        rows: list[dict[str, Any]] = []
+        for condition_id in ids:
+            row: dict[str, Any] = {
+                "condition_id": condition_id,
+                "vector": "",
+                "winning_index": None,
+                "raw": "",
+                "error": "",
+            }
+            if condition_id in answer.failed:
+                row |= {"status": "failed", "error": excerpt(answer.failed[condition_id], 500)}
+            elif condition_id not in answer.found:
+                row |= {"status": "absent"}
+            else:
+                raw = answer.found[condition_id]
+                by_numerators = info.schema_kind == "numerators"
+                parts = [raw.payout_numerators, raw.payout_denominator] if by_numerators else raw.payouts
+                row |= _judged(client, parts) | {"raw": excerpt(raw_text(parts) or "null", 2000)}
+            rows.append(row)
+    return rows, answer.block_number
+
+
+def _judged(client: GoldskyClient, parts: Any) -> dict[str, Any]:
+    """Status and vector of what was answered."""
+    numerators = client.info is not None and client.info.schema_kind == "numerators"
+    vector = parse_numerators(*parts) if numerators else parse_payouts(parts)
+    if isinstance(vector, Vector):
+        shown = f"[{','.join(map(str, vector.numerators))}]/{vector.denominator}"
+        return {"status": "resolved", "vector": shown, "winning_index": vector.winning_index}
+    if isinstance(vector, InvalidVector):
+        return {"status": "invalid", "error": excerpt(vector.reason, 500)}
+    return {"status": "unresolved"}
+
+
+def _ask_database(settings: Settings, ids: list[str]) -> tuple[list[StoredVector], str]:
+    """What is stored of the ids; a note instead where the database cannot be asked now. Creates nothing."""
+    from pathlib import Path
+
+    from payout_pipeline.warehouse.client import Warehouse
+    from payout_pipeline.warehouse.queries import stored_vectors, survey
+
+    if settings.embedded and not (Path(settings.runtime_dir) / "clickhouse").is_dir():
+        return [], "the embedded database does not exist yet"
+    wait = min(settings.clickhouse_wait_seconds, _DATABASE_WAIT_SECONDS)
+    warehouse = Warehouse.from_settings(settings.model_copy(update={"clickhouse_wait_seconds": wait}), "query")
+    try:
+        with warehouse.session("query", patient=False) as session:
+            return stored_vectors(session, survey(session, settings), ids), ""
+    except PayoutPipelineError as fault:
+        return [], str(fault).partition("\n")[0]
+
+
+def print_answers(answers: Answers, console: Console) -> None:
+    """A block for each condition."""
+    from rich.markup import escape
+
+    console.print(f"[dim]{escape(answers.endpoint)} at block {answers.block_number:,}[/]")
+    colours = {
+        "resolved": "green",
+        "unresolved": "cyan",
+        "absent": "yellow",
+        "invalid": "bold red",
+        "failed": "bold red",
+    }
+    for row in answers.rows:
+        winner = f"  winning index {row.winning_index}" if row.winning_index is not None else ""
+        console.print(f"[bold]{row.condition_id}[/]  [{colours[row.status]}]{row.status}[/]")
+        if row.vector:
+            console.print(f"  Goldsky   {escape(row.vector)}{winner}   [dim]answered {escape(row.raw)}[/]")
+        if row.error:
+            console.print(f"  [red]{escape(row.error)}[/]" + (f"   [dim]{escape(row.raw)}[/]" if row.raw else ""))
+        for place in row.stored:
+            console.print(
+                f"  stored    {escape(str(place['vector']))}  winning index {place['winning_index']}   "
+                f"[dim]{escape(str(place['table']))}, {escape(str(place['source']))}[/]"
+            )
+        if not row.stored and not answers.database_note:
+            console.print("  stored    [dim]nothing[/]")
+    if answers.database_note:
+        console.print(f"[yellow]What is stored could not be read: {escape(answers.database_note)}[/]")
