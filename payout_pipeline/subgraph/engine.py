@@ -6,6 +6,7 @@ page at a time and straight into JSON bytes, because the server shares its machi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -19,14 +20,20 @@ from graphql import (
     FragmentDefinitionNode,
     FragmentSpreadNode,
     GraphQLError,
+    GraphQLField,
     InlineFragmentNode,
     IntValueNode,
     NameNode,
+    Node,
     OperationDefinitionNode,
     OperationType,
+    SchemaMetaFieldDef,
     SelectionNode,
     SelectionSetNode,
+    TypeMetaFieldDef,
     execute_sync,
+    get_named_type,
+    introspection_types,
     parse,
 )
 
@@ -48,6 +55,8 @@ from payout_pipeline.subgraph.values import (
 DEFAULT_DEPLOYMENT = "QmVGZ3gBqf1wLmUzR5xYgYhG2nBhTqkJ8yDkEo4sPzXc7N"
 
 _ROOT = "Query"
+_OBJECT_TYPES = frozenset({_ROOT, ENTITY, "_Meta_", "_Block_", *introspection_types})
+_HASH = re.compile(r"(?:0x)?(?:[0-9a-fA-F]{2})*")
 _META_FIELDS: dict[str, tuple[str, ...]] = {
     "_Meta_": ("block", "deployment", "hasIndexingErrors"),
     "_Block_": ("hash", "number", "timestamp", "parentHash"),
@@ -74,12 +83,15 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class RootField:
-    """One field of the query itself: ``key`` in the answer, coerced ``arguments``, ``selection`` of what it returns."""
+    """One field of the query itself: ``key`` in the answer, coerced ``arguments`` and ``selection`` of what it returns.
+
+    A selected field is (key, name, its own selection as (key, name) or None).
+    """
 
     key: str
     name: str
     arguments: Mapping[str, Any]
-    selection: tuple[tuple[str, str, FieldNode], ...]
+    selection: tuple[tuple[str, str, tuple[tuple[str, str], ...] | None], ...]
     block: tuple[str, Any]
 
     @property
@@ -212,6 +224,8 @@ class Engine:
         asked_about_schema = False
         for key, name, nodes in roots:
             if name in ("__schema", "__type"):
+                if name == "__type" and not any(argument.name.value == "name" for argument in nodes[0].arguments):
+                    errors.append(located("No value provided for required argument: `name`", None))
                 asked_about_schema = True
                 fields.append(RootField(key, name, {}, (), ("latest", None)))
                 continue
@@ -232,18 +246,22 @@ class Engine:
             return RootField(key, name, {}, (), ("latest", None))
         arguments = self._arguments(name, nodes[0], variables)
         selection = tuple(
-            (inner_key, inner_name, inner_nodes[0])
+            (inner_key, inner_name, _inner_selection(inner_nodes, reader))
             for inner_key, inner_name, inner_nodes in reader.fields(
                 _merged(nodes), "_Meta_" if name == "_meta" else ENTITY
             )
         )
+        if not selection and name != "_meta":
+            reason = f"internal error resolving {ENTITY}.{name}: expected prefetched result, but found nothing"
+            raise QueryError({"message": f"Failed to get entities from store: {reason}"})
         return RootField(key, name, arguments, selection, _block_constraint(arguments.get("block")))
 
     def _arguments(self, name: str, node: FieldNode, variables: Mapping[str, Any]) -> dict[str, Any]:
         query_type = self.schema.graphql.query_type
         if query_type is None:
             raise TypeError("the schema has no Query")
-        given = {argument.name.value: argument.value for argument in node.arguments}
+        # Of two arguments of the same name the first one counts.
+        given = {argument.name.value: argument.value for argument in reversed(node.arguments)}
         values: dict[str, Any] = {}
         errors: list[dict[str, Any]] = []
         for argument, definition in query_type.fields[name].args.items():
@@ -273,6 +291,8 @@ class Engine:
                 errors.append(located(f"Type `{_ROOT}` has no field `{name}`", nodes[0]))
             elif name == "_meta":
                 empty |= self._check_object("_Meta_", nodes, reader, errors)
+            elif name in ("__schema", "__type"):
+                self._check_introspection(nodes, reader, errors)
             elif name in ("condition", "conditions"):
                 empty |= self._check_object(ENTITY, nodes, reader, errors)
         if errors:
@@ -295,8 +315,24 @@ class Engine:
             if name not in known:
                 errors.append(located(f"Type `{type_name}` has no field `{name}`", inner[0]))
             elif type_name == "_Meta_" and name == "block":
-                empty |= self._check_object("_Block_", inner, reader, errors)
+                self._check_object("_Block_", inner, reader, errors)
         return empty
+
+    def _check_introspection(
+        self, nodes: list[FieldNode], reader: _Reader, errors: list[dict[str, Any]], owner: str = _ROOT
+    ) -> None:
+        """Collects unknown fields of the types that describe a schema."""
+        meta_fields = {"__schema": SchemaMetaFieldDef, "__type": TypeMetaFieldDef}
+        name = nodes[0].name.value
+        definition: GraphQLField = meta_fields[name] if owner == _ROOT else introspection_types[owner].fields[name]  # type: ignore[attr-defined]
+        type_name = get_named_type(definition.type).name
+        for _key, inner, inner_nodes in reader.fields(_merged(nodes), type_name):
+            if inner == "__typename":
+                continue
+            if inner not in introspection_types[type_name].fields:  # type: ignore[attr-defined]
+                errors.append(located(f"Type `{type_name}` has no field `{inner}`", inner_nodes[0]))
+            elif inner_nodes[0].selection_set is not None:
+                self._check_introspection(inner_nodes, reader, errors, type_name)
 
     def _check_size(self, prepared: _Prepared) -> None:
         depth, complexity = _measure(prepared.operation.selection_set, prepared.fragments, 0)
@@ -319,32 +355,39 @@ class Engine:
         parts: list[bytes] = []
         errors: list[dict[str, Any]] = []
         rows = 0
-        for group in _block_groups(query.fields):
+        groups = _block_groups(query.fields)
+        try:
+            # All blocks are looked up before anything is executed: one that is not there fails the whole query.
+            places = [self._locate(group[0].block, disguise) for group in groups]
+        except QueryError as fault:
+            return Answer(None, tuple(fault.errors))
+        for group, place in zip(groups, places, strict=True):
             try:
-                data, count, group_errors = self._group(group, query, disguise)
+                data, count, group_errors = self._group(group, place, query, disguise)
             except QueryError as fault:
                 errors.extend(fault.errors)
                 continue
             parts.extend(data)
             errors.extend(group_errors)
             rows += count
-        if not parts and (errors or query.fields):
+        if not parts:
             return Answer(None, tuple(errors))
         return Answer(b"{%b}" % b",".join(parts), tuple(errors), rows)
 
     def _group(
-        self, group: Sequence[RootField], query: Query, disguise: Disguise
+        self, group: Sequence[RootField], place: tuple[int, str | None], query: Query, disguise: Disguise
     ) -> tuple[list[bytes], int, list[dict[str, Any]]]:
-        number, pointer = self._locate(group[0].block, disguise)
+        number, pointer = place
         data: list[tuple[str, bytes]] = []
         late: list[tuple[str, bytes]] = []
+        last: list[tuple[str, bytes]] = []
         introspected: dict[str, Any] | None = None
         rows = 0
         for root in group:
             if root.name in ("__schema", "__type"):
                 if introspected is None:
                     introspected = self._introspect(query)
-                late.append((root.key, orjson.dumps(introspected[root.key])))
+                last.append((root.key, orjson.dumps(introspected[root.key])))
             elif root.name == "__typename":
                 late.append((root.key, b'"Query"'))
             elif root.name == "_meta":
@@ -357,7 +400,7 @@ class Engine:
                 else:
                     data.append((root.key, objects[0] if objects else b"null"))
         errors: list[dict[str, Any]] = []
-        every = data + late
+        every = data + late + last
         if disguise.failed_at is not None and number >= disguise.failed_at:
             errors.append({"message": "indexing_error"})
             if any(root.arguments.get("subgraphError", "deny") == "deny" for root in group):
@@ -453,13 +496,11 @@ class Engine:
             "hasIndexingErrors": failed or disguise.has_indexing_errors,
         }
         shown: dict[str, Any] = {}
-        for key, name, node in root.selection:
-            if name == "block":
-                inner = node.selection_set.selections if node.selection_set else ()
-                fields = [item for item in inner if isinstance(item, FieldNode)]
-                shown[key] = {(item.alias or item.name).value: block[item.name.value] for item in fields}
-            else:
+        for key, name, inner in root.selection:
+            if name != "block":
                 shown[key] = meta[name]
+            elif inner is not None:
+                shown[key] = {inner_key: block[inner_name] for inner_key, inner_name in inner}
         return orjson.dumps(shown)
 
     def _introspect(self, query: Query) -> dict[str, Any]:
@@ -499,18 +540,30 @@ class _Reader:
                 yield node
             elif isinstance(node, InlineFragmentNode):
                 condition = node.type_condition
-                if condition is None or condition.name.value == type_name:
+                if condition is None or self._applies(condition.name.value, type_name):
                     yield from self._walk(node.selection_set.selections, type_name)
             elif isinstance(node, FragmentSpreadNode):
                 fragment = self._fragments[node.name.value]
-                if fragment.type_condition.name.value == type_name:
+                if self._applies(fragment.type_condition.name.value, type_name):
                     yield from self._walk(fragment.selection_set.selections, type_name)
+
+    @staticmethod
+    def _applies(condition: str, type_name: str) -> bool:
+        if condition == type_name:
+            return True
+        if condition not in _OBJECT_TYPES:
+            raise QueryError({"message": f"Failed to resolve named type `{condition}`"})
+        raise QueryError(
+            {"message": f"invalid query: can not merge fields because type `{condition}` showed up unexpectedly"}
+        )
 
     def _wanted(self, directives: Sequence[DirectiveNode]) -> bool:
         for directive in directives:
             value = next((a.value for a in directive.arguments if a.name.value == "if"), None)
             chosen = value is not None and literal(value, self._variables) is True
-            if (directive.name.value == "skip" and chosen) or (directive.name.value == "include" and not chosen):
+            if directive.name.value == "skip" and (chosen or value is None):
+                return False
+            if directive.name.value == "include" and not chosen:
                 return False
         return True
 
@@ -526,15 +579,19 @@ def _prepare(text: str) -> _Prepared:
     fragments = {node.name.value: node for node in document.definitions if isinstance(node, FragmentDefinitionNode)}
     if len(operations) != 1:
         raise QueryError({"message": "Operation name required"})
-    for name in _spread_names(document):
+    for name in _spread_names(document.definitions):
         if name not in fragments:
             raise ConnectionDroppedError(f"fragment {name} is not defined")
+    for name in fragments:
+        _refuse_cycle(name, fragments, ())
     return _Prepared(document, operations[0], fragments)
 
 
 def _parse_message(text: str, error: GraphQLError) -> str:
     """The first line as graph-node's parser words it; what it expected instead is only told for the two plain cases."""
     stripped = text.lstrip()
+    if not stripped:
+        return "Unexpected end of input\nExpected {, query, mutation, subscription or fragment"
     if "<EOF>" in error.message:
         return "Unexpected end of input\nExpected }"
     if stripped and not (stripped[0].isalpha() or stripped[0] in "_{"):
@@ -545,8 +602,9 @@ def _parse_message(text: str, error: GraphQLError) -> str:
     return error.message.removeprefix("Syntax Error: ")
 
 
-def _spread_names(document: DocumentNode) -> Iterator[str]:
-    stack: list[Any] = list(document.definitions)
+def _spread_names(nodes: Sequence[Node]) -> Iterator[str]:
+    """Names of the fragments that are spread anywhere below these nodes."""
+    stack: list[Any] = list(nodes)
     while stack:
         node = stack.pop()
         if isinstance(node, FragmentSpreadNode):
@@ -554,6 +612,13 @@ def _spread_names(document: DocumentNode) -> Iterator[str]:
         selection = getattr(node, "selection_set", None)
         if selection is not None:
             stack.extend(selection.selections)
+
+
+def _refuse_cycle(name: str, fragments: Mapping[str, FragmentDefinitionNode], above: tuple[str, ...]) -> None:
+    if name in above:
+        raise QueryError({"message": f"query has fragment cycle including `{name}`"})
+    for inner in _spread_names([fragments[name]]):
+        _refuse_cycle(inner, fragments, (*above, name))
 
 
 def _introspection_document(prepared: _Prepared) -> DocumentNode:
@@ -569,6 +634,13 @@ def _introspection_document(prepared: _Prepared) -> DocumentNode:
         selection_set=SelectionSetNode(selections=kept),
     )
     return DocumentNode(definitions=(operation, *prepared.fragments.values()))
+
+
+def _inner_selection(nodes: list[FieldNode], reader: _Reader) -> tuple[tuple[str, str], ...] | None:
+    selection = _merged(nodes)
+    if not selection.selections:
+        return None
+    return tuple((key, name) for key, name, _nodes in reader.fields(selection, "_Block_"))
 
 
 def _merged(nodes: list[FieldNode]) -> SelectionSetNode:
@@ -607,7 +679,7 @@ def _block_constraint(value: Value) -> tuple[str, Any]:
         return "latest", None
     for kind in ("hash", "number", "number_gte"):
         if kind in value:
-            if value[kind] is None:
+            if value[kind] is None or (kind == "hash" and not _HASH.fullmatch(value[kind])):
                 break
             return kind, value[kind]
     raise QueryError(located(f"Invalid value provided for argument `block`: {rust_debug(value)}", None))

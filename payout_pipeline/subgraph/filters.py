@@ -52,13 +52,16 @@ class FilterBuilder:
         if names and ("and" in where or "or" in where):
             raise QueryError({"message": "Filter must by an object"})
         parts: list[Condition] = []
+        for key in ("and", "or"):
+            if key in where and (where[key] is None or None in where[key]):
+                raise QueryError({"message": "Filter must by an object"})
         if "and" in where and "or" in where:
             # Both lists end up in one conjunction.
-            parts = [self.build(item) for key in ("and", "or") for item in where[key] or () if item is not None]
+            parts = [self.build(item) for key in ("and", "or") for item in where[key]]
         elif "and" in where:
-            parts = [self.build(item) for item in where["and"] or () if item is not None]
+            parts = [self.build(item) for item in where["and"]]
         elif "or" in where:
-            return _any([self.build(item) for item in where["or"] or () if item is not None])
+            return _any([self.build(item) for item in where["or"]])
         else:
             parts = [self._single(key, where[key]) for key in keys]
         return _all(parts)
@@ -94,6 +97,8 @@ class FilterBuilder:
             excluded = store.find(value if operator == "_not_in" else [value])
             return Condition(lambda rows, _block: ~np.isin(rows, excluded))
         if value is None:
+            if operator in _SYMBOLS:
+                raise QueryError(_unsupported(operator))
             return Condition(_everything) if operator == "_not" else _NOTHING
         low, high = 0, len(store)
         if operator in ("_gt", "_gte"):
@@ -179,6 +184,16 @@ def _any(parts: list[Condition]) -> Condition:
     return Condition(test)
 
 
+_SYMBOLS = {"_gt": ">", "_lt": "<", "_gte": ">=", "_lte": "<="}
+
+
+def _unsupported(operator: str) -> dict[str, Value]:
+    """A comparison with null, in graph-node's words (it appends its own form of the query to the second of them)."""
+    if operator in _SYMBOLS:
+        return {"message": f"Store error: unsupported filter `{_SYMBOLS[operator]}` for value `null`"}
+    return {"message": f"Failed to get entities from store: unsupported filter `{operator[1:]}` for value `null`"}
+
+
 def _mask(matches: Value, count: int) -> Mask:
     return np.fromiter(matches, dtype=np.bool_, count=count)
 
@@ -203,7 +218,7 @@ def _comparison(field_type: str, operator: str, value: Value) -> Callable[[Any],
     if wanted is None and operator in ("", "_not"):
         return (lambda stored: stored is None) if operator == "" else (lambda stored: stored is not None)
     if wanted is None:
-        return lambda _stored: False
+        raise QueryError(_unsupported(operator))
     listed = field_type.startswith("[")
     test = (_LIST_TESTS if listed else _SCALAR_TESTS)[operator]
     if listed or operator in ("_in", "_not_in"):
@@ -239,13 +254,13 @@ def _parsed(scalar: str, value: Value) -> Value:
     if scalar == "BigDecimal":
         number = normalise(value)
         if number is None:
-            raise QueryError({"message": f"Failed to decode `BigDecimal` value: `failed to parse {value}`"})
+            raise QueryError({"message": "Failed to decode `BigDecimal` value: `invalid digit found in string`"})
         return Decimal(number)
     if scalar == "BigInt":
         try:
             return int(value)
         except ValueError:
-            text = f"Failed to decode `BigInt` value: `invalid digit found in string: {value}`"
+            text = "Failed to decode `BigInt` value: `invalid digit found in string`"
             raise QueryError({"message": text}) from None
     return value
 

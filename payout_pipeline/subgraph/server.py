@@ -4,14 +4,18 @@ Paths: ``/subgraphs/name/<name>`` and ``/subgraphs/id/<deployment>`` as graph-no
 ``/api/public/<project>/subgraphs/<name>/<version>/gn`` (``/api/private/…`` with a bearer token) as Goldsky has them.
 ``GET /_control/log`` gives the requests so far, ``POST /_control`` switches faults, rate limit and latency.
 
-What it does not imitate
+What it does not imitate (compared with graph-node 0.45.0 by ``make test-graph-node``)
 - No entity but ``Condition``, no ``_logs``, no full-text search, no derived fields, no subscriptions.
-- Parse errors carry graph-node's form (HTTP 200, one location) but graphql-core's words, except for the commonest two.
+- Parse errors have graph-node's form (HTTP 200, one location) but graphql-core's words, except for the commonest three.
+- Introspection lists types in another order, with the types that describe a schema among them, without ``_logs`` and
+  aggregations, and with fewer descriptions; the directives that graphql-core knows are listed too.
+- The store's own form of a query is not appended to ``unsupported filter`` errors; an integer beyond 32 bits in a
+  variable is shown wrapped like one in the query, not as a float.
 - GraphQL validation is off, as is graph-node's default; there is no switch for it.
 - A condition has at most two versions (created, resolved) and can be deleted; there are no forks. A reorganisation is
   only an error text (a fault), and a pinned number always shows the same rows.
 - No load manager, no query cache, no PostgreSQL: their errors exist as faults only. ``graph-attestable`` is always
-  true for data, ``content-type`` is sent once, and the limits on variables' size and on 32,766 ids are not there.
+  true for data, ``content-type`` is sent once, and the limit of 32,766 ids in one list is not there.
 - Goldsky's gateway is imitated as far as it is documented: a sliding window counted at arrival, where refused requests
   do not count; its real counting is not published.
 """

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-import orjson
 from graphql import (
     BooleanValueNode,
     EnumValueNode,
@@ -56,7 +55,11 @@ class QueryError(Exception):
 
 
 class NotCoercibleError(Exception):
-    """A value does not fit its type."""
+    """A value does not fit its type. ``value``: what graph-node then shows, the item of a list but the whole object."""
+
+    def __init__(self, value: Value) -> None:
+        super().__init__()
+        self.value = value
 
 
 def located(message: str, node: Node | None) -> dict[str, Any]:
@@ -75,15 +78,25 @@ def rust_debug(value: Value) -> str:
     if isinstance(value, bool):
         return f"Boolean({str(value).lower()})"
     if isinstance(value, int):
-        return f"Int(Number({value}))"
+        return f"Int(Number({(value + 2**31) % 2**32 - 2**31}))"  # wrapped to 32 bits, as graph-node shows it
     if isinstance(value, float):
         return f"Float({value!r})"
     if isinstance(value, str):
-        return f"{'Enum' if isinstance(value, Enum) else 'String'}({orjson.dumps(str(value)).decode()})"
+        return f"{'Enum' if isinstance(value, Enum) else 'String'}({_rust_string(value)})"
     if isinstance(value, list):
         return f"List([{', '.join(map(rust_debug, value))}])"
-    pairs = (f"{orjson.dumps(key).decode()}: {rust_debug(value[key])}" for key in sorted(value))
+    pairs = (f"{_rust_string(key)}: {rust_debug(value[key])}" for key in sorted(value))
     return f"Object({{{', '.join(pairs)}}})"
+
+
+_RUST_ESCAPES = {
+    **{code: f"\\u{{{code:x}}}" for code in (*range(32), 127)},
+    **str.maketrans({"\0": "\\0", "\t": "\\t", "\n": "\\n", "\r": "\\r", '"': '\\"', "\\": "\\\\"}),
+}
+
+
+def _rust_string(text: str) -> str:
+    return f'"{text.translate(_RUST_ESCAPES)}"'
 
 
 def literal(node: ValueNode, variables: Mapping[str, Any]) -> Value:
@@ -113,13 +126,13 @@ def coerce(value: Value, wanted: GraphQLInputType) -> Value:
     """A value as the type wants it. Raises :class:`NotCoercibleError`."""
     if isinstance(wanted, GraphQLNonNull):
         if value is None:
-            raise NotCoercibleError
+            raise NotCoercibleError(value)
         return coerce(value, wanted.of_type)
     if value is None:
         return None
     if isinstance(wanted, GraphQLList):
         if not isinstance(value, list):
-            raise NotCoercibleError
+            raise NotCoercibleError(value)
         inner = wanted.of_type
         leaf = inner.of_type if isinstance(inner, GraphQLNonNull) else inner
         if isinstance(leaf, GraphQLScalarType) and leaf.name in _TEXT_SCALARS and all(type(v) is str for v in value):
@@ -128,13 +141,16 @@ def coerce(value: Value, wanted: GraphQLInputType) -> Value:
     if isinstance(wanted, GraphQLEnumType):
         if isinstance(value, str) and value in wanted.values:
             return Enum(value)
-        raise NotCoercibleError
+        raise NotCoercibleError(value)
     if isinstance(wanted, GraphQLInputObjectType):
         if not isinstance(value, dict) or not value.keys() <= wanted.fields.keys():
-            raise NotCoercibleError
-        return {key: coerce(item, wanted.fields[key].type) for key, item in value.items()}
+            raise NotCoercibleError(value)
+        try:
+            return {key: coerce(item, wanted.fields[key].type) for key, item in value.items()}
+        except NotCoercibleError:
+            raise NotCoercibleError(value) from None
     if not isinstance(wanted, GraphQLScalarType):
-        raise NotCoercibleError
+        raise NotCoercibleError(value)
     return _coerce_scalar(value, wanted)
 
 
@@ -147,28 +163,28 @@ def _coerce_scalar(value: Value, wanted: GraphQLScalarType) -> Value:
     if isinstance(value, bool):
         if name == "Boolean":
             return value
-        raise NotCoercibleError
+        raise NotCoercibleError(value)
     if isinstance(value, int):
         if name == "Int" and -(2**31) <= value < 2**31:
             return value
         if name in _INTEGERS_AS_TEXT and -(2**63) <= value < 2**63:
             return str(value)
-        raise NotCoercibleError
+        raise NotCoercibleError(value)
     if isinstance(value, float):
         if name == "BigDecimal":
             return repr(value)
-        raise NotCoercibleError
+        raise NotCoercibleError(value)
     if isinstance(value, str) and not isinstance(value, Enum) and name in {*_TEXT_SCALARS, "Int8", "Timestamp"}:
         return value
-    raise NotCoercibleError
+    raise NotCoercibleError(value)
 
 
 def coerce_argument(name: str, value: Value, wanted: GraphQLInputType, node: Node | None) -> Value:
     """A value for an argument or a variable. Raises :class:`QueryError` with graph-node's text."""
     try:
         return coerce(value, wanted)
-    except NotCoercibleError:
-        text = f"Invalid value provided for argument `{name}`: {rust_debug(value)}"
+    except NotCoercibleError as error:
+        text = f"Invalid value provided for argument `{name}`: {rust_debug(error.value)}"
         raise QueryError(located(text, node)) from None
 
 
