@@ -39,6 +39,7 @@ RECORD_FILE = "backfill.json"
 #: A child that was asked to stop has this long to keep its finished work before it is killed.
 STOP_GRACE_SECONDS = 25.0
 _POLL_SECONDS = 0.1
+_PROGRESS_SECONDS = 0.5
 _PLAIN_PROGRESS_SECONDS = 5.0
 
 
@@ -196,7 +197,7 @@ def _run_children(
         children.append((name, process, receiver))
     gc.unfreeze()
     asked_to_stop: float | None = None
-    next_plain = 0.0
+    next_look = time.monotonic() + _PROGRESS_SECONDS
     try:
         while any(process.is_alive() for _, process, _ in children):
             if stop.requested and asked_to_stop is None:
@@ -205,9 +206,9 @@ def _run_children(
                 _signal_all(children, signal.SIGTERM)
             if asked_to_stop is not None and time.monotonic() - asked_to_stop > STOP_GRACE_SECONDS:
                 _signal_all(children, signal.SIGKILL)
-            if progress is not None and (console.is_terminal or time.monotonic() >= next_plain):
+            if progress is not None and time.monotonic() >= next_look:
                 progress.update()
-                next_plain = time.monotonic() + _PLAIN_PROGRESS_SECONDS
+                next_look = time.monotonic() + (_PROGRESS_SECONDS if console.is_terminal else _PLAIN_PROGRESS_SECONDS)
             for _, process, _ in children:
                 process.join(_POLL_SECONDS / len(children))
     finally:

@@ -59,7 +59,9 @@ def _workers(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
 
 
 @main.command()
-@click.option("--workers", callback=_workers, metavar="1,3", help="Only these workers; the view is rebuilt if all are in.")
+@click.option(
+    "--workers", callback=_workers, metavar="1,3", help="Only these workers; the view is rebuilt if all are in."
+)
 @click.option(
     "--refetch",
     type=click.Choice(["all", "unresolved"]),
@@ -86,7 +88,9 @@ def backfill(workers: tuple[int, ...] | None, refetch: str) -> None:
 @click.option("--seed", default=1, show_default=True, help="Of the generated data.")
 @click.option("--rate-limit", default="50/10s", show_default=True, help="Of the local subgraph; 0 for none.")
 @click.option("--latency", default=0.3, show_default=True, help="Seconds, of the local subgraph.")
-@click.option("--directory", type=click.Path(path_type=Path), default=None, help="Where everything goes (runtime/demo).")
+@click.option(
+    "--directory", type=click.Path(path_type=Path), default=None, help="Where everything goes (runtime/demo)."
+)
 def demo(ids: int, seed: int, rate_limit: str, latency: float, directory: Path | None) -> None:
     """The whole backfill on this machine without a network: generated ids, a local subgraph, embedded ClickHouse."""
     from payout_pipeline.demo import run_demo
@@ -106,9 +110,11 @@ def sql(statement: str, output_format: str) -> None:
 
 
 def _register() -> None:
+    from payout_pipeline.report_commands import COMMANDS
     from payout_pipeline.subgraph.command import subgraph_command
 
-    main.add_command(subgraph_command)
+    for command in (subgraph_command, *COMMANDS):
+        main.add_command(command)
 
 
 _register()

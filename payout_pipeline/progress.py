@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
 
-    from payout_pipeline.status import WorkerStatus
+    from payout_pipeline.status import Status, WorkerStatus
 
 
 class Progress:
@@ -27,6 +27,7 @@ class Progress:
         self._settings, self._workers, self._console = settings, set(workers), console
         self._bars: Bars | None = None
         self._tasks: dict[str, TaskID] = {}
+        self._limits: TaskID | None = None
         self._last = ""
         if console.is_terminal:
             self._bars = Bars(
@@ -40,11 +41,12 @@ class Progress:
 
     def update(self) -> None:
         """Read the state and show it."""
-        from payout_pipeline.status import read_workers
+        from payout_pipeline.status import read_status
 
-        workers = [worker for worker in read_workers(self._settings) if worker.worker in self._workers]
+        status = read_status(self._settings)
+        workers = [worker for worker in status.workers if worker.worker in self._workers]
         if self._bars is None:
-            line = "; ".join(f"{worker.partition} {_words(worker)}" for worker in workers)
+            line = "; ".join(f"{worker.partition} {_words(worker)}" for worker in workers) + _limits(status)
             if line != self._last:
                 self._console.print(line)
             self._last = line
@@ -58,6 +60,9 @@ class Progress:
                 completed=worker.ids,
                 words=_words(worker),
             )
+        if self._limits is None:
+            self._limits = self._bars.add_task("", total=1, words="")
+        self._bars.update(self._limits, words=_limits(status).lstrip("; "))
 
     def close(self) -> None:
         """Show the last state and leave the terminal as it was."""
@@ -75,6 +80,16 @@ def _words(worker: WorkerStatus) -> str:
         parts.append(f"{worker.seconds_left:.0f} s left")
     if worker.errors:
         parts.append(f"{worker.errors:,} errors")
-    if worker.rate_limited:
-        parts.append(f"{worker.rate_limited} answers of 429")
     return ", ".join(parts)
+
+
+def _limits(status: Status) -> str:
+    """What the shared rate limit and an outage have to say; empty where all is well."""
+    parts = []
+    if status.answers_429:
+        parts.append(f"{status.answers_429} answers of 429")
+    if status.hold_seconds > 0:
+        parts.append(f"waiting {status.hold_seconds:.0f} s after a 429")
+    if status.outage_seconds > 0:
+        parts.append(f"Goldsky has been away for {status.outage_seconds:.0f} s")
+    return "; " + ", ".join(parts) if parts else ""
