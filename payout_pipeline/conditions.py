@@ -31,9 +31,10 @@ ID_BYTES = 32
 ID_DIGITS = 64
 MAX_WORKERS = 99
 SHOWN_LINES = 20
-_BLOCK_BYTES = 1 << 20
+_READ_BYTES = 1 << 20
+_SPOOL_BLOCK_IDS = 1 << 15
 _LONGEST_LINE = 1 << 20
-_DEDUPLICATE_AT_ONCE = 1 << 18
+_DEDUPLICATE_AT_ONCE = 1 << 17
 _EXCERPT = 60
 
 _LINE = re.compile(rb"(?:0[xX])?([0-9a-fA-F]{64})(?:[ \t]+#.*)?", re.DOTALL)
@@ -81,11 +82,11 @@ class IdSpool:
 
     def __init__(self, spool_dir: Path | None = None) -> None:
         self._where = str(spool_dir) if spool_dir is not None else tempfile.gettempdir()
+        self._size = 0
         try:
             self._file: IO[bytes] = tempfile.TemporaryFile(prefix="condition-ids-", dir=self._where)  # noqa: SIM115
         except OSError as error:
             raise self._fault(error) from error
-        self._size = 0
 
     def _fault(self, error: OSError) -> StorageError:
         return StorageError(
@@ -131,13 +132,14 @@ class IdSpool:
     def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
         """The ids ``start`` to ``stop`` as packed blocks of at most 1 MiB."""
         end = len(self) if stop is None else min(stop, len(self))
-        step = _BLOCK_BYTES // ID_BYTES
+        step = _SPOOL_BLOCK_IDS
         for first in range(start, end, step):
             yield self.packed(first, min(first + step, end))
 
     def close(self) -> None:
         """Give the temporary file back."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # what a full disk did not take is not needed any more
+            self._file.close()
 
 
 def unpack_ids(packed: bytes) -> list[str]:
@@ -449,7 +451,7 @@ def _decoded(raw: io.BufferedReader, path: Path) -> Iterator[bytes]:
     stream = raw
     if stream.peek(8).startswith(b"\x1f\x8b"):
         # The buffer gives gzip the full peek() that the detection below needs.
-        stream = io.BufferedReader(cast("io.RawIOBase", gzip.GzipFile(fileobj=raw)), _BLOCK_BYTES)
+        stream = io.BufferedReader(cast("io.RawIOBase", gzip.GzipFile(fileobj=raw)), _READ_BYTES)
     head = stream.peek(8)[:8]
     for magic, name in _OTHER_FORMATS:
         if head.startswith(magic):
@@ -457,12 +459,12 @@ def _decoded(raw: io.BufferedReader, path: Path) -> Iterator[bytes]:
     for mark, encoding in _MARKS:
         if head.startswith(mark):
             text = io.TextIOWrapper(stream, encoding=encoding, errors="strict", newline="")
-            while characters := text.read(_BLOCK_BYTES):
+            while characters := text.read(_READ_BYTES):
                 yield characters.encode("utf-8", "surrogatepass")
             return
     if head.startswith(codecs.BOM_UTF8):
         stream.read(len(codecs.BOM_UTF8))
-    while block := stream.read(_BLOCK_BYTES):
+    while block := stream.read(_READ_BYTES):
         yield block
 
 
@@ -526,9 +528,11 @@ def _without_duplicates(spool: IdSpool, spool_dir: Path | None) -> tuple[IdSpool
     repeated = hashes[1:] == hashes[:-1]
     if not repeated.any():
         return spool, 0
-    # The last occurrence of each repeated hash, so that each is named once.
-    suspects = np.unique(hashes[1:][repeated])
-    members = int(repeated.sum()) + len(suspects)
+    members = int(repeated.sum())
+    # Each repeated hash once: where a run of equal ones begins.
+    repeated[1:] &= ~repeated[:-1]
+    suspects = hashes[:-1][repeated]
+    members += len(suspects)
     del hashes, repeated
     keep = np.ones(total, dtype=bool)
     portions = max(1, -(-members // _DEDUPLICATE_AT_ONCE))
@@ -540,10 +544,10 @@ def _without_duplicates(spool: IdSpool, spool_dir: Path | None) -> tuple[IdSpool
         first = 0
         for block in spool.blocks():
             hashed = hash_ids(block)
-            # portion is sorted: this is np.isin without its copies.
-            spot = np.searchsorted(portion, hashed)
-            spot[spot == len(portion)] = 0
-            chosen = np.flatnonzero(portion[spot] == hashed)
+            # A portion is a sorted range of hashes, so most ids fall out by its ends.
+            chosen = np.flatnonzero((hashed >= portion[0]) & (hashed <= portion[-1]))
+            within = hashed[chosen]
+            chosen = chosen[portion[np.searchsorted(portion, within)] == within]
             if len(chosen):
                 positions.append(chosen + first)
                 packed.append(np.frombuffer(block, dtype="S32")[chosen].tobytes())

@@ -349,7 +349,8 @@ def _pin_from(fields: Any) -> Pin:  # noqa: ANN401
 
 
 def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    # With an offset instead of a Z, which fromisoformat of Python 3.10 does not read.
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
 
 
 def _no_log(line: str) -> None:
