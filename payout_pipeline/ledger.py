@@ -93,7 +93,7 @@ def ledger_schema() -> pa.Schema:
     )
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401
+def __getattr__(name: str) -> Any:
     # A constant in use, without importing pyarrow in processes that never touch a ledger.
     if name == "LEDGER_SCHEMA":
         return ledger_schema()
@@ -341,7 +341,7 @@ class _Facts:
         return facts
 
 
-def _pin_from(fields: Any) -> Pin:  # noqa: ANN401
+def _pin_from(fields: Any) -> Pin:
     pin = Pin(**fields)
     if type(pin.block_number) is not int or pin.block_number < 0 or not isinstance(pin.deployment, str):
         raise ValueError("not a pin")
@@ -1151,7 +1151,7 @@ def _counts_of(table: pa.Table) -> dict[str, int]:
     return counts
 
 
-def _packed_column(column: Any) -> tuple[bytes, list[str]]:  # noqa: ANN401
+def _packed_column(column: Any) -> tuple[bytes, list[str]]:
     """The ids of a string column, packed, and those that are no normalised ids (left out of the first)."""
     import pyarrow as pa
     import pyarrow.compute as pc
