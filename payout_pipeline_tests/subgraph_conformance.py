@@ -110,7 +110,7 @@ _MIXED = (
 )
 _KNOWN_HASH = Chain.block_hash(2)
 _UNKNOWN_HASH = "0x" + "ab" * 32
-_OR = '{or:[{id:"%s"},{id:"%s"}]}' % (cid(1), cid(2))  # noqa: UP031 - braces
+_OR = '{or:[{id:"%s"},{id:"%s"}]}' % (cid(1), cid(2))
 
 CASES: list[Case] = [
     Case(1, "a page without first has 100 rows in order", "{conditions{id}}", data(conditions=ids(*IDS[:100]))),
