@@ -69,11 +69,12 @@ def examine(settings: Settings, now: Callable[[], datetime] = lambda: datetime.n
     return findings
 
 
-def _fault(subject: str, fault: Exception) -> Finding:
-    """A fault's message as a finding: its first line, and what it says about the repair."""
+def _fault(subject: str, fault: Exception, otherwise: str = "") -> Finding:
+    """A fault's message as a finding: its first line, and what it says about the repair, or ``otherwise``."""
     text = scrub(str(fault)).strip()
     head, _, rest = text.partition("\n")
-    return Finding(subject, "problem", head, " ".join(rest.split()).removeprefix("To repair it: "))
+    repair = " ".join(rest.split()).removeprefix("To repair it: ")
+    return Finding(subject, "problem", head, repair or otherwise)
 
 
 def _input(settings: Settings, findings: list[Finding]) -> Worklist | None:
@@ -165,7 +166,7 @@ def _goldsky(settings: Settings, worklist: Worklist | None, findings: list[Findi
     try:
         return asyncio.run(_ask(settings, first, findings, now))
     except PayoutPipelineError as fault:
-        findings.append(_fault("goldsky", fault))
+        findings.append(_fault("goldsky", fault, "Check GOLDSKY_ENDPOINT, GOLDSKY_API_TOKEN and the network."))
         return None
 
 

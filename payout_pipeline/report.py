@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 #: With more workers than this, passed checks of workers are one line a check.
 _WORKERS_ONE_BY_ONE = 8
+_PAGE_WIDTH = 160
 _STATES = tuple(State)
 
 
@@ -133,6 +134,16 @@ def build_report(settings: Settings, instance: dg.DagsterInstance, now: datetime
 
 def render(report: Report, console: Console) -> None:
     """Print the page: the headline, what went wrong with what to do, what passed, and the guide's tables."""
+    width = console.width
+    if not console.is_terminal:
+        console.width = max(width, _PAGE_WIDTH)  # a file or a pipe has no width; ids are not to be cut there
+    try:
+        _render(report, console)
+    finally:
+        console.width = width
+
+
+def _render(report: Report, console: Console) -> None:
     from rich.markup import escape
     from rich.panel import Panel
 
@@ -148,10 +159,9 @@ def render(report: Report, console: Console) -> None:
             border_style="green" if good else "red",
         )
     )
-    for status in report.worst_first:
-        if status.state is not State.PASSED:
-            for part in _trouble(status):
-                console.print(part)
+    for group in _grouped([status for status in report.worst_first if status.state is not State.PASSED]):
+        for part in _trouble(group):
+            console.print(part)
     passed = [status for status in report.statuses if status.state is State.PASSED]
     if passed:
         console.print(_passed(passed, len(report.worklist.workers)))
@@ -161,23 +171,33 @@ def render(report: Report, console: Console) -> None:
                     console.print(_rich(table, table.title))
 
 
-def _trouble(status: CheckStatus) -> list[RenderableType]:
+def _grouped(statuses: list[CheckStatus]) -> list[list[CheckStatus]]:
+    """Workers whose check is missing for the same reason stand together; each that failed stands alone."""
+    groups: dict[tuple[str, ...], list[CheckStatus]] = {}
+    for status in statuses:
+        alone = (status.partition or "",) if status.state is State.FAILED else ()
+        groups.setdefault((status.info.asset, status.info.name, status.state, status.reason, *alone), []).append(status)
+    return list(groups.values())
+
+
+def _trouble(group: list[CheckStatus]) -> list[RenderableType]:
     """A check that did not pass, with all there is to know about it."""
     from rich.markup import escape
     from rich.padding import Padding
 
+    status = group[0]
     warn = status.info.severity is Severity.WARN
     colour = "yellow" if warn else "red"
     label = "WARNING" if warn else "ERROR"
-    where = f"{status.info.asset}, {status.partition}" if status.partition else status.info.asset
+    where = ", ".join([status.info.asset, *(s.partition for s in group if s.partition)])
     parts: list[RenderableType] = [
         f"[bold {colour}]{label} · {escape(status.info.name)}[/] ({escape(where)}) {status.state.value}"
     ]
-    lines = [escape(status.sentence)]
+    lines = [escape(status.sentence if len(group) == 1 else status.reason)]
     verdict = status.verdict
     if verdict is not None and status.state is State.FAILED:
         lines.append(f"[dim]expected[/] {escape(str(verdict.expected))}   [dim]actual[/] {escape(str(verdict.actual))}")
-    repair = verdict.repair if verdict is not None and verdict.repair else _how_to_run(status)
+    repair = verdict.repair if verdict is not None and verdict.repair else _how_to_run(group)
     lines.append(f"[bold]What to do:[/] {escape(repair)}")
     parts.append(Padding("\n".join(lines), (0, 0, 0, 2)))
     if verdict is not None and status.state is State.FAILED:
@@ -185,14 +205,16 @@ def _trouble(status: CheckStatus) -> list[RenderableType]:
     return parts
 
 
-def _how_to_run(status: CheckStatus) -> str:
+def _how_to_run(group: list[CheckStatus]) -> str:
+    status = group[0]
     if status.state is State.RUNNING:
         return "wait for it, then ask for the report again."
     if status.partition is None:
         return f"run `payout-pipeline backfill`, or materialize {status.info.asset} once all workers are in."
-    worker = int(status.partition.split("_")[1])
+    keys = [s.partition for s in group if s.partition is not None]
+    numbers = ",".join(str(int(key.split("_")[1])) for key in keys)
     return (
-        f"run `payout-pipeline backfill --workers {worker}`, or materialize {status.info.asset} for {status.partition}."
+        f"run `payout-pipeline backfill --workers {numbers}`, or materialize {status.info.asset} for {', '.join(keys)}."
     )
 
 

@@ -98,7 +98,15 @@ def gather_plots(settings: Settings, report: Report) -> Plots:
     rest = sum(shapes.values()) - sum(count for _, count in common)
     return Plots(
         shapes=[*common, *([("all others", rest)] if rest else [])],
-        coverage=[(label, int(coverage[label])) for label in ("before", "after") if label in coverage],
+        coverage=[
+            (shown, int(coverage[label]))
+            for label, shown in (
+                ("market_resolutions_final", "market_resolutions_final"),
+                ("before", "view before the rebuild"),
+                ("after", "view after the rebuild"),
+            )
+            if label in coverage
+        ],
         statuses=[(snapshot.partition, snapshot.counts) for snapshot in snapshots],
         requests=_request_points(store, len(report.worklist.workers)),
         waits=_waits(snapshots),

@@ -607,6 +607,7 @@ def coverage_before_after(before: CoverageNumbers | None, after: CoverageNumbers
         tuple(rows),
     )
     now = after.view or 0
+    parts = f"{after.market:,} of market_resolutions_final, {max(0, now - after.market):,} more by Goldsky"
     if before is None:
         return Verdict(
             check,
@@ -624,11 +625,13 @@ def coverage_before_after(before: CoverageNumbers | None, after: CoverageNumbers
     passed = now >= then and after.view is not None
     gain = now - then
     if before.view is None:
-        sentence = f"The view is new and covers {counted(now, 'condition')}"
+        sentence = f"The view is new and covers {counted(now, 'condition')} ({parts})"
     elif passed:
-        sentence = f"The view covers {counted(now, 'condition')}, {then:,} before its rebuild: {gain:,} more"
+        sentence = (
+            f"The view covers {counted(now, 'condition')} ({parts}); {then:,} before its rebuild, {gain:,} gained"
+        )
     else:
-        sentence = f"The view covers {counted(now, 'condition')}, {then:,} before its rebuild: {-gain:,} were lost"
+        sentence = f"The view covers {counted(now, 'condition')} ({parts}); {then:,} before its rebuild, {-gain:,} lost"
     return Verdict(
         check,
         passed,
@@ -644,7 +647,7 @@ def coverage_before_after(before: CoverageNumbers | None, after: CoverageNumbers
             "Rows were removed from market_resolutions_final or from the external table since the last rebuild: "
             f"compare the two columns of the table, restore what is gone, then {_REBUILD}."
         ),
-        facts={"gained": gain, "before": then, "after": now},
+        facts={"gained": gain, "before": then, "after": now, "market_resolutions_final": after.market},
     )
 
 
@@ -717,7 +720,7 @@ def settled_pnl(view: str, before: PnlNumbers | None, after: PnlNumbers, defects
         covered = f", {new:,} newly covered" if new > 0 else ""
         sentence = f"{now}{covered} ({before.wallets:,} and {before.total:,.2f} USD before the rebuild)"
     if after.redemptions is not None and not problems:
-        sentence += f", {after.redemptions:,.2f} USD of it by redemption"
+        sentence += f", with redemptions of {after.redemptions:,.2f} USD in it"
     if problems:
         sentence = f"{'; '.join(problems)}. {sentence}"
     return Verdict(
