@@ -40,6 +40,7 @@ RECORD_FILE = "backfill.json"
 STOP_GRACE_SECONDS = 25.0
 _POLL_SECONDS = 0.1
 _PROGRESS_SECONDS = 0.5
+_PLAIN_WIDTH = 160
 _PLAIN_PROGRESS_SECONDS = 5.0
 
 
@@ -64,13 +65,11 @@ def run_backfill(settings: Settings, workers: Sequence[int] | None = None, refet
     0 only where every run succeeded and no ERROR check failed; 1 otherwise; 130 or 143 after a signal. The view is
     rebuilt only if every worker of this run succeeded and none is missing.
     """
-    from rich.console import Console
-
     from payout_pipeline.conditions import partition_key
     from payout_pipeline.instance import ensure_dagster_home
     from payout_pipeline.storage import open_store
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = report_console()
     ensure_dagster_home()
     _check_before_start(settings)
     _import_once()
@@ -111,6 +110,14 @@ def run_backfill(settings: Settings, workers: Sequence[int] | None = None, refet
         open_store(settings.runtime_dir).delete(RECORD_FILE)
     console.print(f"Runs finished after {time.monotonic() - started:.1f} s.")
     return _report(settings, console, failed=not view.ok)
+
+
+def report_console() -> Console:
+    """Standard output; wide enough for tables where it is a file or a pipe."""
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    return console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=_PLAIN_WIDTH)
 
 
 def _take_up_or_begin(settings: Settings, refetch: str, console: Console) -> dict[str, str]:

@@ -29,9 +29,9 @@ _READY_SECONDS = 60.0
 
 def run_demo(*, ids: int, seed: int, rate_limit: str, latency: float, directory: Path | None) -> int:
     """Run everything and return the exit code of the backfill. Starts from nothing: an earlier demo is removed."""
-    from rich.console import Console
+    from payout_pipeline.backfill import report_console
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = report_console()
     place = (directory or Path("runtime") / "demo").absolute()
     _make_room(place)
     started = time.monotonic()
@@ -105,7 +105,9 @@ def _subgraph(conditions: Path, rate_limit: str, latency: float) -> Iterator[str
             line = process.stdout.readline() if process.stdout else ""
             killer.cancel()
             if "http://" not in line:
-                raise PayoutPipelineError(f"The local subgraph did not start within {_READY_SECONDS:g} s: {line.strip()!r}")
+                raise PayoutPipelineError(
+                    f"The local subgraph did not start within {_READY_SECONDS:g} s: {line.strip()!r}"
+                )
             yield line[line.index("http://") :].strip()
         finally:
             killer.cancel()
@@ -124,7 +126,9 @@ def _in_child(function: Any, *arguments: Any) -> None:
     process.start()
     process.join()
     if process.exitcode != 0:
-        raise PayoutPipelineError(f"{function.__name__.lstrip('_')} ended with exit code {process.exitcode}; see above.")
+        raise PayoutPipelineError(
+            f"{function.__name__.lstrip('_')} ended with exit code {process.exitcode}; see above."
+        )
 
 
 def _prepare_pnl(settings: Settings, conditions: Path) -> None:

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING
 from payout_pipeline.errors import ConfigurationError
 from payout_pipeline.warehouse.client import Session
 from payout_pipeline.warehouse.identifiers import QualifiedName
-from payout_pipeline.warehouse.schema import ensure_database
+from payout_pipeline.warehouse.schema import ensure_database, ensure_sources
 from payout_pipeline.warehouse.statements import statement
-from payout_pipeline.warehouse.view import rebuild_view
 
 if TYPE_CHECKING:
     from payout_pipeline.settings import Settings
@@ -37,7 +36,12 @@ def create_demo_pnl(session: Session, settings: Settings, conditions: Path) -> N
     if not session.embedded:
         raise ConfigurationError("demo data is made in the embedded database only; unset CLICKHOUSE_HOST")
     market = QualifiedName.parse(settings.market_resolutions_table)
-    rebuild_view(session, settings)
+    truth = QualifiedName.parse(settings.truth_view)
+    ensure_sources(session, settings)
+    ensure_database(session, truth.database)
+    # Without Goldsky's vectors, as the user has it before the first backfill; the backfill replaces it.
+    before = statement("demo/truth_before", view=truth, market=market)
+    session.command(before, doing=f"creating the view {truth} as it is before the backfill")
     ids, binary = _sample(conditions)
     if not session.scalar(f"SELECT count() FROM {market.sql}", doing=f"counting {market}"):  # noqa: S608
         session.command(
@@ -53,7 +57,6 @@ def create_demo_pnl(session: Session, settings: Settings, conditions: Path) -> N
     if settings.pnl_view:
         pnl = QualifiedName.parse(settings.pnl_view)
         ensure_database(session, pnl.database)
-        truth = QualifiedName.parse(settings.truth_view)
         sql = statement("demo/vw_wallet_pnl_settled", view=pnl, trades=TRADES, truth=truth)
         session.command(sql, doing=f"creating the view {pnl}")
 
