@@ -186,8 +186,7 @@ class Chunk:
         if size < 1:
             raise ConfigurationError(f"GOLDSKY_BATCH_SIZE is {size}; it has to be at least 1")
         return [
-            Batch(index, start, min(start + size, self.count))
-            for index, start in enumerate(range(0, self.count, size))
+            Batch(index, start, min(start + size, self.count)) for index, start in enumerate(range(0, self.count, size))
         ]
 
 
