@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import fcntl
 import json
 import logging
@@ -52,9 +53,9 @@ class Engine:
 _state = threading.Condition(threading.RLock())
 _engine: Engine | None = None
 _opening = False
+_ever_opened: Path | None = None
 _forked_from: Path | None = None
 _yielded_at = 0.0
-_abandoned: list[Engine] = []
 
 
 def _lock_path(path: Path) -> Path:
@@ -165,10 +166,11 @@ def _foreign_user(path: Path) -> str:
 
 
 def _open(path: Path, purpose: str, deadline: float, opener: Opener) -> Engine:
+    global _ever_opened
     if _forked_from is not None:
         raise WarehousePermanentError(
-            f"this process was forked from one that had the embedded database {_forked_from} open, and the engine does "
-            "not survive a fork.\nTo repair it: start the process anew (multiprocessing's spawn) instead of forking it."
+            f"this process was forked from one that had opened the embedded database {_forked_from}, and the engine "
+            "does not survive a fork.\nTo repair it: start the process anew (multiprocessing's spawn) instead of forking it."
         )
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -203,6 +205,7 @@ def _open(path: Path, purpose: str, deadline: float, opener: Opener) -> Engine:
                     f"the embedded database {path} cannot be opened: {cause}: {excerpt(str(error))}\n"
                     "To repair it: end that program, or check the directory and its free space, and run again."
                 ) from error
+        _ever_opened = path
         _announce(path, purpose)
         return Engine(path=path, client=client, lock_fd=fd)
     except BaseException:
@@ -303,17 +306,43 @@ def _at_exit() -> None:
 
 
 def _in_forked_child() -> None:
-    """Forget the parent's engine without touching it: its threads do not exist here, its files are the parent's."""
+    """Forget the parent's engine without touching it: its threads do not exist here, its files are the parent's.
+
+    The engine does not survive a fork even where it was closed before: opening it again in the child, or running its
+    exit handlers there, hangs. So a child refuses to open it, gives back the files that it inherited (they carry the
+    locks), and leaves without the engine's exit handlers.
+    """
     global _engine, _forked_from, _opening, _state
     engine, _engine, _opening = _engine, None, False
     _state = threading.Condition(threading.RLock())
-    if engine is not None:
-        _forked_from = engine.path
-        os.close(engine.lock_fd)  # without unlocking: the lock lives on in the parent's descriptor
-        release_finalizer = getattr(getattr(engine.client, "_backend", None), "_release", None)
-        if release_finalizer is not None:
-            release_finalizer.detach()
-        _abandoned.append(engine)
+    if _ever_opened is None:
+        return
+    _forked_from = _ever_opened
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "on_exit"):  # glibc: runs before the handlers that are there already
+        libc.on_exit(ctypes.cast(libc._exit, ctypes.c_void_p), None)
+    if engine is None:
+        return
+    os.close(engine.lock_fd)  # without unlocking: the lock lives on in the parent's descriptor
+    for descriptor in _descriptors_below(engine.path):
+        os.close(descriptor)
+    backend = getattr(engine.client, "_backend", None)
+    if (finalizer := getattr(backend, "_release", None)) is not None:
+        finalizer.detach()
+    handle = getattr(getattr(backend, "_handle", None), "conn", None)
+    for inherited in (engine, handle):  # never collected, so never closed
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(inherited))
+
+
+def _descriptors_below(path: Path) -> list[int]:
+    """The descriptors of this process that are open on files below ``path``."""
+    found = []
+    with contextlib.suppress(OSError):
+        for entry in Path("/proc/self/fd").iterdir():
+            with contextlib.suppress(OSError):
+                if Path(entry.readlink()).is_relative_to(path):
+                    found.append(int(entry.name))
+    return found
 
 
 atexit.register(_at_exit)
