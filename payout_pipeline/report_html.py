@@ -29,6 +29,7 @@ _SHAPES = 12
 _WIDTH = 720
 _ROW = 26
 _LABEL = 190
+_LABEL_CHARACTERS = 24
 _COLOURS = {
     "resolved": "#2e7d4f",
     "unresolved": "#8aa6c1",
@@ -46,13 +47,13 @@ body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
   margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2.2rem; }
 .headline { padding: .8rem 1rem; border-left: .4rem solid; background: var(--soft); font-weight: 600; }
-.good { border-color: #2e7d4f; } .bad { border-color: #b3372f; } .warn { border-color: #d08a2e; }
 .dim, figcaption { color: var(--dim); } .check { border-left: .3rem solid; padding: .1rem .9rem; margin: .8rem 0; }
 table { border-collapse: collapse; margin: .6rem 0; font-size: .9rem; } caption { text-align: left; font-weight: 600; }
-th, td { border: 1px solid var(--line); padding: .2rem .55rem; text-align: left; overflow-wrap: anywhere; }
+th, td { border: 1px solid var(--line); padding: .2rem .55rem; text-align: left; overflow-wrap: break-word; }
 th { background: var(--soft); } td.n { text-align: right; font-variant-numeric: tabular-nums; }
 pre { background: var(--soft); padding: .7rem; overflow-x: auto; font-size: .8rem; }
 summary { cursor: pointer; color: var(--dim); } figure { margin: 1rem 0; } svg { max-width: 100%; height: auto; }
+.good { border-color: #2e7d4f; } .bad { border-color: #b3372f; } .warn { border-color: #d08a2e; }
 svg text { fill: var(--ink); font: 12px system-ui, sans-serif; } .wrap { overflow-x: auto; }
 """
 
@@ -166,7 +167,7 @@ def page(report: Report, plots: Plots) -> str:
         _figure("Payout shapes: conditions by vector", _bars(plots.shapes)),
         _figure("Coverage: conditions in the view", _bars(plots.coverage)),
         _figure("Ids by status, per worker", _stacked(plots.statuses)),
-        _figure("Requests and waits for the rate limit over time", _timeline(plots.requests, plots.waits)),
+        _figure(f"Requests over time, and waits: {plots.waits}", _timeline(plots.requests)),
     ]
     if any(drawings):
         body.append("<h2>Plots</h2>")
@@ -174,7 +175,8 @@ def page(report: Report, plots: Plots) -> str:
     passed = [status for status in report.statuses if status.state is State.PASSED]
     if passed:
         body.append("<h2>Passed</h2>")
-        body += [_check(status, open_=False) for status in passed]
+        body.append(_passed(passed))
+        body += [_check(status, open_=False) for status in passed if status.partition is None]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -202,9 +204,10 @@ def _facts(report: Report) -> str:
 def _check(status: CheckStatus, *, open_: bool) -> str:
     colour = "good" if status.state is State.PASSED else "warn" if status.info.severity is Severity.WARN else "bad"
     where = status.partition or status.info.asset
+    severity = "" if status.state is State.PASSED else f" · {_text(status.info.severity.value)}"
     parts = [
         f'<div class="check {colour}"><p><b>{_text(status.info.name)}</b> '
-        f'<span class="dim">{_text(where)} · {_text(status.state.value)} · {_text(status.info.severity.value)}</span>'
+        f'<span class="dim">{_text(where)} · {_text(status.state.value)}{severity}</span>'
         f"<br>{_text(status.sentence)}</p>"
     ]
     verdict = status.verdict
@@ -218,6 +221,12 @@ def _check(status: CheckStatus, *, open_: bool) -> str:
             parts.append(f"<details><summary>SQL</summary><pre>{_text(verdict.sql)}</pre></details>")
     parts.append("</div>")
     return "".join(parts)
+
+
+def _passed(statuses: Sequence[CheckStatus]) -> str:
+    """What passed per worker, a line each."""
+    rows = tuple((s.info.name, s.partition, s.sentence) for s in statuses if s.partition is not None)
+    return _table(Table("per worker", ("check", "worker", "what it found"), rows)) if rows else ""
 
 
 def _table(table: Table) -> str:
@@ -271,7 +280,8 @@ def _bars(data: Sequence[tuple[str, int]]) -> str:
     parts: list[str] = []
     for row, (name, value) in enumerate(data):
         y = row * _ROW
-        parts.append(_label(_LABEL - 8, y + 17, name[:30], "end"))
+        shown = name if len(name) <= _LABEL_CHARACTERS else f"{name[: _LABEL_CHARACTERS - 1]}…"
+        parts.append(_label(_LABEL - 8, y + 17, shown, "end"))
         parts.append(_rect(_LABEL, y + 4, room * value / largest, _ROW - 8, _PALETTE[0], f"{name}: {value:,}"))
         parts.append(_label(_LABEL + room * value / largest + 6, y + 17, f"{value:,}"))
     return _svg(len(data) * _ROW, parts, "; ".join(f"{name}: {value:,}" for name, value in data))
@@ -308,7 +318,7 @@ def _colour(name: str, position: int) -> str:
     return _COLOURS.get(name, _PALETTE[position % len(_PALETTE)])
 
 
-def _timeline(points: Sequence[RequestPoint], waits: str) -> str:
+def _timeline(points: Sequence[RequestPoint]) -> str:
     """Requests in up to 60 equal spans of time (bars), and the mean time that a batch took (line)."""
     if not points:
         return ""
@@ -340,6 +350,6 @@ def _timeline(points: Sequence[RequestPoint], waits: str) -> str:
         _label(_WIDTH - right + 6, top + 6, f"{longest:.1f} s"),
         _label(left, top + height + 18, "0 s"),
         _label(_WIDTH - right, top + height + 18, f"{end:,.0f} s", "end"),
-        _label(left, 12, f"{total:,} requests (bars), time a batch took, waits included (line); {waits}"),
+        _label(left, 12, f"{total:,} requests (bars); time that a batch took, waits included (line)"),
     ]
-    return _svg(top + height + 24, parts, f"{total:,} requests in {end:,.0f} s; {waits}")
+    return _svg(top + height + 24, parts, f"{total:,} requests in {end:,.0f} s")

@@ -63,6 +63,8 @@ class CheckStatus:
     def sentence(self) -> str:
         """What the check said, behind the reason why that does not count, where it does not."""
         said = self.verdict.description if self.verdict is not None else ""
+        if said and self.state is State.OUTDATED:
+            said = f"At that time: {said}"
         return " ".join(part for part in (self.reason, said) if part)
 
 
