@@ -59,7 +59,6 @@ class Case:
     query: str
     expected: dict[str, Any]
     variables: dict[str, Any] = field(default_factory=dict)
-    local_only: bool = False
 
     def __str__(self) -> str:
         return f"{self.row}-{self.name}"
@@ -672,6 +671,161 @@ CASES: list[Case] = [
 ]
 
 
+# Further queries, odd ones among them, on which the local subgraph has to say what a real graph-node says.
+MORE_QUERIES: list[tuple[str, dict[str, Any]]] = [
+    ("{a:conditions(first:1){id} b:conditions(first:0,block:{number:5}){id}}", {}),
+    (
+        "{a:conditions(first:1){id} b:conditions(first:0,block:{number:5}){id} c:conditions(skip:-1,block:{number:6}){id}}",
+        {},
+    ),
+    ("{conditions(first:1,block:null){id}}", {}),
+    ("query($b:Block_height){conditions(first:1,block:$b){id}}", {}),
+    ("query($b:Block_height){conditions(first:1,block:$b){id}}", {"b": None}),
+    ("query($n:Int){conditions(first:1,block:{number:$n}){id}}", {}),
+    ("{conditions(first:1,where:{id:null}){id}}", {}),
+    ("{conditions(first:1,where:{id_gt:null}){id}}", {}),
+    ("{conditions(first:1,where:{id_not:null}){id}}", {}),
+    ("{conditions(first:1,where:{id_not_in:null}){id}}", {}),
+    ("{conditions(first:1,where:{id_in:[null]}){id}}", {}),
+    ("{conditions(first:1,where:{id_in:[5]}){id}}", {}),
+    ("{conditions(first:1,where:{id:5}){id}}", {}),
+    ("{conditions(first:1,where:{payouts:[null]}){id}}", {}),
+    ('{conditions(first:1,where:{payouts:["abc"]}){id}}', {}),
+    ('{conditions(first:1,where:{payouts:"1"}){id}}', {}),
+    ("{conditions(first:1,where:{payouts:[1,0]}){id}}", {}),
+    ("{conditions(first:1,where:{payouts:[0.5,0.5]}){id}}", {}),
+    ('{conditions(first:3,where:{payouts_not:["1","0"]}){id}}', {}),
+    ("{conditions(first:3,where:{payouts_not_contains:[]}){id}}", {}),
+    ("{conditions(first:3,where:{payouts:[]}){id}}", {}),
+    ('{conditions(first:1,block:{hash:"0x12"}){id}}', {}),
+    ('{conditions(first:1,block:{hash:"zz"}){id}}', {}),
+    ('{conditions(first:1,block:{number:"5"}){id}}', {}),
+    ("{conditions(first:1,block:{number:5,foo:1}){id}}", {}),
+    ("{conditions(first:1,block:5){id}}", {}),
+    ("{conditions(first:1,block:{number:5.5}){id}}", {}),
+    ("{conditions(first:1,block:{number_gte:-5}){id}}", {}),
+    ("{conditions(first:99999999999){id}}", {}),
+    ('{conditions(first:"5"){id}}', {}),
+    ("{conditions(first:1.5){id}}", {}),
+    ("query($f:Int){conditions(first:$f){id}}", {"f": "5"}),
+    ("query($f:Int){conditions(first:$f){id}}", {"f": 5.0}),
+    ("query($f:Nope){conditions(first:$f){id}}", {"f": 1}),
+    ("query($f:Int!){conditions(first:$f){id}}", {"f": None}),
+    ("query($f:Int!){conditions(first:$f){id}}", {}),
+    ("query($f:Int!,$g:Int!){conditions(first:$f){id}}", {}),
+    ("query($f:Float){conditions(first:1){id}}", {"f": 1}),
+    ("query($f:[ID!]){conditions(first:1,where:{id_in:$f}){id}}", {"f": [1, 2]}),
+    ("query($f:[ID!]){conditions(first:1,where:{id_in:$f}){id}}", {"f": [None]}),
+    ("query($f:[ID!]){conditions(first:1,where:{id_in:$f}){id}}", {"f": [True]}),
+    ("query($w:Condition_filter){conditions(first:1,where:$w){id}}", {"w": {"foo": 1}}),
+    ("query($w:Condition_filter){conditions(first:1,where:$w){id}}", {"w": {"id": "x", "id_in": ["y"]}}),
+    ("{conditions(first:1,orderBy:nope){id}}", {}),
+    ("{conditions(first:1,orderBy:null){id}}", {}),
+    ("{conditions(first:1,orderDirection:sideways){id}}", {}),
+    ("{conditions(first:1,subgraphError:maybe){id}}", {}),
+    ("{conditions(first:1,subgraphError:null){id}}", {}),
+    ("{conditions(first:1,where:{and:null}){id}}", {}),
+    ("{conditions(first:1,where:{or:null}){id}}", {}),
+    ("{conditions(first:1,where:{or:[null]}){id}}", {}),
+    ("{conditions(first:1,where:{and:[null]}){id}}", {}),
+    ('{conditions(first:1,where:{or:{id:"x"}}){id}}', {}),
+    ("{conditions(first:1,where:{_change_block:null}){id}}", {}),
+    ('{conditions(first:1,where:{_change_block:{number_gte:1},and:[{id:"y"}]}){id}}', {}),
+    ('{conditions(first:1,where:{_change_block:{number_gte:1},id:"y"}){id}}', {}),
+    ('{conditions(first:1,where:{or:[{_change_block:{number_gte:12}},{id:"~A"}]}){id}}', {}),
+    ("{conditions(first:1,where:{or:[{}]}){id}}", {}),
+    ("{conditions(first:1,where:{and:[{}]}){id}}", {}),
+    ("{conditions(first:1,where:{}){id}}", {}),
+    ("{conditions(first:1,where:[]){id}}", {}),
+    ('{conditions(first:1,where:"x"){id}}', {}),
+    ("{conditions(first:1){id{foo}}}", {}),
+    ("{conditions(first:1){id(x:1) payouts}}", {}),
+    ("{_meta}", {}),
+    ("{_meta{block}}", {}),
+    ("{_meta{block{foo}}}", {}),
+    ("{_meta{foo}}", {}),
+    ("{_meta{__typename block{__typename number}}}", {}),
+    ("{a:_meta{block{number}} b:_meta(block:{number:3}){block{number}}}", {}),
+    ("{__typename}", {}),
+    ("{x:__typename conditions(first:1){id}}", {}),
+    ("{__schema{queryType{name}}}", {}),
+    ("{__schema{queryType{name}} conditions(first:1){id} _meta{deployment}}", {}),
+    ('{conditions(first:1){id} __type(name:"Query"){name} }', {}),
+    ("{__schema{foo}}", {}),
+    ("{__type{name}}", {}),
+    ("query($n:String!){__type(name:$n){name}}", {"n": "Condition"}),
+    ('{__type(name:"Condition_orderBy"){enumValues{name}}}', {}),
+    ('{__type(name:"Block_height"){inputFields{name}}}', {}),
+    ("", {}),
+    ("  ", {}),
+    ("fragment F on Query{conditions{id}}", {}),
+    ("{conditions(first:1){id} ...F} fragment F on Condition{id}", {}),
+    ("{...F} fragment F on Query{...F}", {}),
+    ("{conditions(first:1){...F}} fragment F on Nope{id}", {}),
+    ("{conditions(first:1){... on Nope{id}}}", {}),
+    ("{conditions(first:1){... on Nope{foo} id}}", {}),
+    ("{conditions(first:1){id @skip}}", {}),
+    ("{conditions(first:1){id @foo payouts}}", {}),
+    ("query($s:Boolean){conditions(first:1){id @skip(if:$s) payouts}}", {}),
+    ("{conditions(first:1) @skip(if:true){id} _meta{deployment}}", {}),
+    ("{conditions(first:1) @skip(if:true){id}}", {}),
+    ("{conditions(first:1){id @skip(if:true)}}", {}),
+    ("subscription{conditions{id}}", {}),
+    ("{condition(id:null){id}}", {}),
+    ("{condition(id:5){id}}", {}),
+    ("{condition(id:$x){id}}", {}),
+    ("query($x:ID!){condition(id:$x){id}}", {"x": "~A"}),
+    ('{condition(id:"~A") {id} condition(id:"~B"){payouts}}', {}),
+    ('{a:condition(id:"~A") {id} b:condition(id:"zz"){id} conditions(first:1){id}}', {}),
+    ("{conditions(first:2,skip:1,orderBy:id,orderDirection:desc){id}}", {}),
+    ("{conditions(skip:-1){id}}", {}),
+    ("{conditions(first:0,skip:-1){id}}", {}),
+    (
+        '{conditions(first:1,where:{id_in:["aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"]}){id}}',
+        {},
+    ),
+    ('{conditions(first:1,where:{id_gt:"~head", id_lt:"~A"}){id}}', {}),
+    ('{conditions(first:1,where:{id:"é\\u00e9\\n\\"q"}){id}}', {}),
+    ('{conditions(where:{id:"x",or:[{id:"y\\"é"}]}){id}}', {}),
+    ('{conditions(where:{id_in:"é\\u0001\\n\\"q\'"}){id}}', {}),
+    ('{conditions(where:{foo:{bar:[1,2.5,true,null,ENUM,"s",{}]}}){id}}', {}),
+    ("query A($f:Int=3,$f:Int=4){conditions(first:$f){id}}", {}),
+    ("{conditions(first:1,first:2){id}}", {}),
+    ('{conditions(first:1,where:{id:"~A",id:"~B"}){id}}', {}),
+]
+
+_PNL = "id payoutNumerators payoutDenominator"
+PNL_QUERIES: list[tuple[str, dict[str, Any]]] = [
+    ("{conditions(first:1000){%s}}" % _PNL, {}),
+    ("{conditions(first:5,block:{number:1}){%s positionIds}}" % _PNL, {}),
+    ("query($ids:[ID!]!){conditions(first:1000,where:{id_in:$ids}){%s}}" % _PNL, {"ids": THOUSAND}),
+    ('{conditions(first:9,where:{payoutDenominator_gt:"0"}){id}}', {}),
+    ('{conditions(first:9,where:{payoutDenominator:"3"}){id}}', {}),
+    ("{conditions(first:9,where:{payoutDenominator:0}){id}}", {}),
+    ('{conditions(first:9,where:{payoutDenominator_not:"0",payoutDenominator_lte:"2"}){id}}', {}),
+    ('{conditions(first:9,where:{payoutDenominator_in:["1","2"]}){id}}', {}),
+    ('{conditions(first:9,where:{payoutDenominator_not_in:["0","1"]}){id}}', {}),
+    ("{conditions(first:9,where:{payoutDenominator_in:[]}){id}}", {}),
+    ('{conditions(first:9,where:{payoutDenominator:"x"}){id}}', {}),
+    ("{conditions(first:9,where:{payoutDenominator_gt:null}){id}}", {}),
+    ("{conditions(first:9,where:{payoutDenominator:null}){id}}", {}),
+    ("{conditions(first:9,where:{payoutDenominator_not:null}){id}}", {}),
+    ("{conditions(first:9,where:{payoutNumerators:[1,0]}){id}}", {}),
+    ('{conditions(first:9,where:{payoutNumerators_contains:["2"]}){id}}', {}),
+    ("{conditions(first:9,where:{payoutNumerators:[]}){id}}", {}),
+    ("{conditions(first:9,where:{payoutNumerators_not:[]}){id}}", {}),
+    ("{conditions(first:9,where:{payoutNumerators_not:null}){id}}", {}),
+    ("{conditions(first:9,orderBy:payoutDenominator){id payoutDenominator}}", {}),
+    ("{conditions(first:9,orderBy:payoutDenominator,orderDirection:desc){id payoutDenominator}}", {}),
+    ("{conditions(first:9,skip:3,orderBy:payoutDenominator,orderDirection:asc){id payoutDenominator}}", {}),
+    ("{conditions(orderBy:payoutNumerators){id}}", {}),
+    ("{conditions(first:1){payouts}}", {}),
+    ('{__type(name:"Condition"){fields{name type{kind ofType{kind name ofType{kind ofType{name}}}}}}}', {}),
+    ('{__type(name:"Condition_filter"){inputFields{name type{kind name ofType{kind ofType{name}}}}}}', {}),
+    ('{__type(name:"Condition_orderBy"){enumValues{name}}}', {}),
+]
+
+
 @dataclass(frozen=True)
 class HttpCase:
     """A request to the endpoint as raw bytes, and the whole answer: status and JSON body."""
@@ -684,7 +838,6 @@ class HttpCase:
     headers: dict[str, str] = field(default_factory=lambda: {"Content-Type": "application/json"})
     method: str = "POST"
     path: str | None = None
-    prefix: bool = False
 
     def __str__(self) -> str:
         return f"{self.row}-{self.name}"
@@ -735,15 +888,6 @@ HTTP_CASES: list[HttpCase] = [
         path="/subgraphs/name/nope",
     ),
 ]
-
-
-@dataclass(frozen=True)
-class Response:
-    """What an endpoint sent: ``status`` 0 for a connection that ended without an answer."""
-
-    status: int
-    json: Any
-    text: str
 
 
 def normalised(value: Any, deployment: str) -> Any:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
-from graphql import GraphQLSchema, build_schema
+if TYPE_CHECKING:
+    from graphql import GraphQLSchema
 
 SchemaName = Literal["payouts", "numerators", "full"]
 SCHEMA_NAMES: tuple[SchemaName, ...] = get_args(SchemaName)
@@ -103,6 +104,8 @@ class ApiSchema:
 @cache
 def api_schema(name: SchemaName) -> ApiSchema:
     """The schema of one kind of deployment."""
+    from graphql import build_schema  # the command line knows the names without loading it
+
     fields = _FIELDS[name]
     filters: dict[str, tuple[str, str]] = {}
     lines: list[str] = []
