@@ -201,9 +201,11 @@ def test_a_process_can_go_from_one_directory_to_another(runtime: Path, tmp_path:
             session.command("CREATE TABLE IF NOT EXISTS t (n UInt8) ENGINE = MergeTree ORDER BY n", doing="test")
             assert session.scalar("SELECT count() FROM t", doing="reading") == (1 if number == 2 else 0)
             session.command("INSERT INTO t VALUES (1)", doing="test")
-    with warehouse(runtime).session("one"), pytest.raises(WarehouseUnavailableError, match="one directory"), warehouse(
-        tmp_path / "b", wait=0.2
-    ).session("two"):
+    with (
+        warehouse(runtime).session("one"),
+        pytest.raises(WarehouseUnavailableError, match="one directory"),
+        warehouse(tmp_path / "b", wait=0.2).session("two"),
+    ):
         pass
 
 
@@ -283,8 +285,12 @@ def test_a_program_that_does_not_take_turns_is_named(runtime: Path) -> None:
         pass
     embedded.close_engine()
     foreign = subprocess.Popen(
-        [sys.executable, "-c", "import chdb, sys, time; c = chdb.connect(sys.argv[1]); print(1, flush=True); time.sleep(60)",
-         str(runtime / "clickhouse")],
+        [
+            sys.executable,
+            "-c",
+            "import chdb, sys, time; c = chdb.connect(sys.argv[1]); print(1, flush=True); time.sleep(60)",
+            str(runtime / "clickhouse"),
+        ],
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -310,7 +316,10 @@ def test_a_signal_ends_a_process_that_has_the_engine_open(runtime: Path) -> None
 
 def test_d2_a_runtime_directory_that_cannot_be_made_is_said_with_its_path(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="file/runtime/clickhouse"), warehouse(tmp_path / "file" / "runtime").session("x"):
+    with (
+        pytest.raises(StorageError, match="file/runtime/clickhouse"),
+        warehouse(tmp_path / "file" / "runtime").session("x"),
+    ):
         pass
 
 

@@ -147,7 +147,10 @@ def test_the_largest_whole_number_that_a_float_column_holds_is_stored_exactly(wo
 
 
 DEFECTS = {
-    "a lost row": ("ALTER TABLE {db}.resolutions_external_ingest DELETE WHERE condition_id = '" + condition(1) + "'", "missing"),
+    "a lost row": (
+        "ALTER TABLE {db}.resolutions_external_ingest DELETE WHERE condition_id = '" + condition(1) + "'",
+        "missing",
+    ),
     "a truncated table": ("TRUNCATE TABLE {db}.resolutions_external_ingest", "missing"),
     "a rounded vector": (
         "ALTER TABLE {db}.resolutions_external_ingest UPDATE payout_numerators = [54, 46], payout_denominator = 100 "
@@ -155,7 +158,9 @@ DEFECTS = {
         "different",
     ),
     "a swapped winner": (
-        "ALTER TABLE {db}.resolutions_external_ingest UPDATE winning_index = 0 WHERE condition_id = '" + condition(4) + "'",
+        "ALTER TABLE {db}.resolutions_external_ingest UPDATE winning_index = 0 WHERE condition_id = '"
+        + condition(4)
+        + "'",
         "different",
     ),
     "an invented time": (
@@ -292,7 +297,10 @@ def test_c2_at_random_points_of_a_load_every_row_is_stored_once(http_world: Worl
         for round_number in range(6):
             kinds = ({"lose_answer": True}, {"reset": True}, {"half": True}, {"code": 210}, {"http_status": 502})
             http_world.front.faults(
-                *(Faults(matching=chance.choice(["INSERT", "SELECT", ""]), times=1, **chance.choice(kinds)) for _ in range(3))
+                *(
+                    Faults(matching=chance.choice(["INSERT", "SELECT", ""]), times=1, **chance.choice(kinds))
+                    for _ in range(3)
+                )
             )
             load_rows(session, target, ledger(*rows[: 50 * (round_number + 1)]))
     assert sum(http_world.read(STORED).values()) == 300
@@ -335,7 +343,9 @@ def test_an_empty_chunk_is_a_load_of_nothing(world: World) -> None:
 
 def test_a_comparison_counts_exactly_and_shows_a_capped_sample(world: World) -> None:
     with world.session() as session:
-        comparison = compare_rows(session, world.target(session), ledger(*(resolved(n, 0, 1) for n in range(SAMPLE + 9))))
+        comparison = compare_rows(
+            session, world.target(session), ledger(*(resolved(n, 0, 1) for n in range(SAMPLE + 9)))
+        )
     assert comparison.counts["missing"] == SAMPLE + 9
     assert len(comparison.missing) == SAMPLE
     assert comparison.missing[0].fetched == "[0, 1]/1"

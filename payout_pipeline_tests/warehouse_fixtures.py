@@ -184,7 +184,9 @@ def http_world(clickhouse_front: Front, tmp_path: Path) -> Iterator[World]:
     """A fresh database behind the HTTP front, for tests of what only a server can do."""
     database = f"t_{uuid.uuid4().hex[:12]}"
     settings = _settings("http", database, tmp_path, clickhouse_front)
-    made = World("http", settings, Warehouse.from_settings(settings, comment="run r1 asset a1"), database, clickhouse_front)
+    made = World(
+        "http", settings, Warehouse.from_settings(settings, comment="run r1 asset a1"), database, clickhouse_front
+    )
     made.run("CREATE DATABASE {db}", "CREATE DATABASE {db}_clean")
     try:
         yield made

@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MAX_STATEMENT_SECONDS = 300.0
-FIRST_CONTACT_SECONDS = 3.5  # a server that never answered is a wrong address rather than an outage
+FIRST_CONTACT_SECONDS = 1.5  # a server that never answered is a wrong address rather than an outage
 _CONNECT_SECONDS = 10
 _MAX_PAUSE_SECONDS = 5.0
 
@@ -532,7 +532,7 @@ class Warehouse:
             budget = self._wait if known else min(self._wait, FIRST_CONTACT_SECONDS)
             try:
                 client = with_patience(
-                    lambda: self._connect(30 if known else 4), budget, f"connecting to {self.address}"
+                    lambda: self._connect(30 if known else 3), budget, f"connecting to {self.address}"
                 )
             except WarehouseUnavailableError as error:
                 if known:
@@ -560,7 +560,7 @@ class Warehouse:
             username=server.user,
             password=server.password,
             database=server.database or "__default__",
-            connect_timeout=min(first_seconds, 2) if first_seconds < _CONNECT_SECONDS else _CONNECT_SECONDS,
+            connect_timeout=_CONNECT_SECONDS if first_seconds >= _CONNECT_SECONDS else 1,  # each is tried twice
             send_receive_timeout=first_seconds,
             autogenerate_session_id=False,
             dedicated_pool=True,
