@@ -220,3 +220,8 @@ def s3_server(directory: Path, bucket: str) -> Iterator[tuple[Service, dict[str,
         yield service, env
     finally:
         service.stop()
+
+
+if __name__ == "__main__":
+    if missing := missing_parts():
+        sys.exit(f"missing for the cluster's tests: {', '.join(missing)}")
