@@ -264,7 +264,10 @@ def stored_equals_fetched(comparison: Comparison, partition: str, sql: str = "")
     table = Table(
         "rows that differ",
         ("condition_id", "defect", "fetched", "stored", "source"),
-        tuple((d.condition_id, d.state, d.fetched, d.stored, d.source) for d in differences),
+        tuple(
+            (d.condition_id, d.state, d.fetched.replace(" ", ""), d.stored.replace(" ", ""), d.source)
+            for d in differences
+        ),
     )
     advice = comparison.advice()
     return Verdict(
