@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeGuard
 
 from payout_pipeline.goldsky.classify import Fault, FaultKind
@@ -49,6 +49,13 @@ class RawCondition(NamedTuple):
     resolution_timestamp: Any
 
 
+class Fields(NamedTuple):
+    """Which fields of ``Condition`` a subgraph has, and so which are asked for."""
+
+    kind: SchemaKind
+    resolution_timestamp: bool
+
+
 @dataclass(frozen=True, slots=True)
 class SubgraphInfo:
     """What one probe learnt. ``head_timestamp``: seconds since 1970, ``None`` where the subgraph does not say."""
@@ -61,10 +68,14 @@ class SubgraphInfo:
     deployment: str
     has_indexing_errors: bool
 
+    @property
+    def fields(self) -> Fields:
+        return Fields(self.schema_kind, self.has_resolution_timestamp)
+
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """The block that every request of a run asks: exactly ``number``, or with ``number_gte`` the head, if not behind."""
+    """The block that a whole run asks: exactly ``number``, or with ``number_gte`` the head, if it is not behind."""
 
     number: int
     deployment: str
@@ -122,9 +133,9 @@ def head_document() -> DocumentNode:
     return _parse(_HEAD)
 
 
-def _fields(kind: SchemaKind, has_timestamp: bool) -> str:
-    vector = "payouts" if kind == "payouts" else "payoutNumerators payoutDenominator"
-    return f"id {vector}{' resolutionTimestamp' if has_timestamp else ''}"
+def _selection(fields: Fields) -> str:
+    vector = "payouts" if fields.kind == "payouts" else "payoutNumerators payoutDenominator"
+    return f"id {vector}{' resolutionTimestamp' if fields.resolution_timestamp else ''}"
 
 
 def _meta(pin: Pin) -> str:
@@ -133,24 +144,24 @@ def _meta(pin: Pin) -> str:
 
 
 @lru_cache(maxsize=256)
-def batch_document(kind: SchemaKind, has_timestamp: bool, pin: Pin, first: int) -> DocumentNode:
+def batch_document(fields: Fields, pin: Pin, first: int) -> DocumentNode:
     """The question for a list of ids. ``first`` is written out, because graph-node takes a variable one for 100 when it
     estimates the weight of a query; the ids are a variable."""
     return _parse(
         f"query Conditions($ids: [ID!]!) {{ conditions(first: {int(first)}, where: {{id_in: $ids}}, "
-        f"block: {{{pin.mode}: {pin.number}}}) {{ {_fields(kind, has_timestamp)} }} {_meta(pin)} }}"
+        f"block: {{{pin.mode}: {pin.number}}}) {{ {_selection(fields)} }} {_meta(pin)} }}"
     )
 
 
 @lru_cache(maxsize=256)
-def scan_document(kind: SchemaKind, has_timestamp: bool, pin: Pin, first: int, bounded: bool) -> DocumentNode:
-    """The question for the next resolved conditions in id order: after ``$after`` and, if bounded, before ``$upper``."""
-    resolved = "payouts_not: null" if kind == "payouts" else 'payoutDenominator_gt: "0"'
+def scan_document(fields: Fields, pin: Pin, first: int, bounded: bool) -> DocumentNode:
+    """The question for the next resolved conditions in id order, after ``$after`` (and, bounded, before ``$upper``)."""
+    resolved = "payouts_not: null" if fields.kind == "payouts" else 'payoutDenominator_gt: "0"'
     upper_variable, upper = (", $upper: ID!", ", id_lt: $upper") if bounded else ("", "")
     return _parse(
         f"query Resolved($after: ID!{upper_variable}) {{ conditions(first: {int(first)}, orderBy: id, "
         f"orderDirection: asc, where: {{id_gt: $after{upper}, {resolved}}}, block: {{{pin.mode}: {pin.number}}}) "
-        f"{{ {_fields(kind, has_timestamp)} }} {_meta(pin)} }}"
+        f"{{ {_selection(fields)} }} {_meta(pin)} }}"
     )
 
 
@@ -249,40 +260,55 @@ def _rows(data: object) -> list[dict[str, Any]]:
     return rows
 
 
-def _columns(rows: list[dict[str, Any]], kind: SchemaKind, has_timestamp: bool) -> Iterable[RawCondition]:
-    """The raw conditions of the rows, in their order; a field that is missing refuses the answer."""
-    nothing = [None] * len(rows)
+def _conditions(rows: list[Any], ids: list[str], body: bytes, fields: Fields) -> dict[str, RawCondition]:
+    """The raw conditions of the rows under ``ids``, which are in the rows' order; a missing field refuses the answer.
+
+    Where a value is not of the type that the schema promises, the text of the answer is read again without ever making a
+    number a float.
+    """
+    nothing: list[Any] = [None] * len(rows)
+
+    def columns() -> tuple[list[Any], list[Any], list[Any], list[Any]]:
+        by_share = fields.kind == "payouts"
+        return (
+            [row["payouts"] for row in rows] if by_share else nothing,
+            nothing if by_share else [row["payoutNumerators"] for row in rows],
+            nothing if by_share else [row["payoutDenominator"] for row in rows],
+            [row["resolutionTimestamp"] for row in rows] if fields.resolution_timestamp else nothing,
+        )
+
     try:
-        payouts = [row["payouts"] for row in rows] if kind == "payouts" else nothing
-        numerators = [row["payoutNumerators"] for row in rows] if kind == "numerators" else nothing
-        denominators = [row["payoutDenominator"] for row in rows] if kind == "numerators" else nothing
-        timestamps = [row["resolutionTimestamp"] for row in rows] if has_timestamp else nothing
+        payouts, numerators, denominators, timestamps = columns()
+        vectors = payouts if fields.kind == "payouts" else numerators
+        scalars = set(map(type, denominators)) | set(map(type, timestamps))
+        as_promised = (
+            _LISTS.issuperset(map(type, vectors))
+            and _STRINGS.issuperset(map(type, chain.from_iterable(filter(None, vectors))))
+            and _SCALARS.issuperset(scalars)
+        )
+        if not as_promised:
+            rows = read_exactly(body)["data"]["conditions"]
+            payouts, numerators, denominators, timestamps = columns()
     except KeyError as error:
         raise refuse(f"a row lacks the field {excerpt(str(error))}") from None
-    return map(RawCondition, payouts, numerators, denominators, timestamps)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise refuse(f"it cannot be read exactly: {excerpt(str(error))}") from None
+    return dict(
+        zip(
+            ids,
+            map(_NEW, repeat(RawCondition), zip(payouts, numerators, denominators, timestamps, strict=True)),
+            strict=True,
+        )
+    )
 
 
-def has_float(rows: object, kind: SchemaKind, has_timestamp: bool) -> bool:
-    """Whether a number of a vector was read as a float, so that the text of the answer has to be read again."""
-    if not isinstance(rows, list):
-        return False
-    try:
-        if kind == "payouts":
-            values = [row["payouts"] for row in rows]
-            scalars: list[Any] = []
-        else:
-            values = [row["payoutNumerators"] for row in rows]
-            scalars = [row["payoutDenominator"] for row in rows]
-        if has_timestamp:
-            scalars += [row["resolutionTimestamp"] for row in rows]
-    except (TypeError, KeyError):
-        return False  # refused by the checks
-    inner = set(map(type, chain.from_iterable([value for value in values if type(value) is list])))
-    outer = set(map(type, values)) | set(map(type, scalars))
-    return float in inner or float in outer or list in inner or dict in inner
+_LISTS = frozenset({list, type(None)})
+_STRINGS = frozenset({str})
+_SCALARS = frozenset({str, int, type(None)})
+_NEW: Callable[..., Any] = tuple.__new__  # a thousand times per answer: without the detour over Python
 
 
-def read_exactly(body: bytes) -> Any:  # noqa: ANN401 - JSON
+def read_exactly(body: bytes) -> Any:
     """The JSON of ``body`` with no number ever made a float. Raises ValueError on what is no strict JSON."""
 
     def constant(name: str) -> object:
@@ -295,9 +321,9 @@ def read_exactly(body: bytes) -> Any:  # noqa: ANN401 - JSON
 
 
 def check_batch(
-    data: object, asked: Sequence[str], pin: Pin, kind: SchemaKind, has_timestamp: bool
+    data: object, body: bytes, asked: Mapping[str, str], pin: Pin, fields: Fields
 ) -> tuple[dict[str, RawCondition], int]:
-    """The conditions found among ``asked`` (no ``0x``), and the block. Raises AnswerFault where it is not as asked.
+    """The conditions found among ``asked`` (id with ``0x`` → id without), and the block. Raises AnswerFault.
 
     Each row's id was asked for, in the same form, and none comes twice. Whether something is missing is another
     question: :func:`doubtful`.
@@ -307,25 +333,28 @@ def check_batch(
     if len(rows) > len(asked):
         raise refuse(f"{len(rows)} rows for {len(asked)} ids")
     try:
-        ids = [row["id"] for row in rows]
-        known = {"0x" + identifier: identifier for identifier in asked}
-        names = [known[identifier] for identifier in ids]
-    except KeyError as error:
-        wrong = error.args[0]
-        if wrong == "id":
-            raise refuse("a row has no id") from None
-        how = " in upper case" if isinstance(wrong, str) and wrong.lower() in known else ""
-        raise refuse(f"the id {excerpt(str(wrong), 80)} was not asked for{how}") from None
-    except TypeError:
-        raise refuse("a row is no object with an id") from None
-    found = dict(zip(names, _columns(rows, kind, has_timestamp), strict=True))
+        names = [asked[row["id"]] for row in rows]
+    except (KeyError, TypeError):
+        raise refuse(_what_is_wrong(rows, asked)) from None
+    found = _conditions(rows, names, body, fields)
     if len(found) != len(rows):
         twice = next(name for position, name in enumerate(names) if name in names[:position])
         raise refuse(f"the id 0x{twice} comes twice")
     return found, block
 
 
-def doubtful(asked: Sequence[str], found: dict[str, RawCondition]) -> list[str]:
+def _what_is_wrong(rows: list[Any], asked: Mapping[str, str]) -> str:
+    for row in rows:
+        if not isinstance(row, dict) or "id" not in row:
+            return "a row is no object with an id"
+        identifier = row["id"]
+        if not isinstance(identifier, str) or identifier not in asked:
+            how = " in upper case" if isinstance(identifier, str) and identifier.lower() in asked else ""
+            return f"the id {excerpt(str(identifier), 80)} was not asked for{how}"
+    return "a row cannot be read"
+
+
+def doubtful(asked: Collection[str], found: dict[str, RawCondition]) -> list[str]:
     """The ids that an answer may have cut off, in ascending order; empty where the answer can be believed as it is.
 
     Rows come in ascending order of ids, so a limit that nobody told us of takes away the end, never the middle: if the
@@ -348,14 +377,14 @@ def doubtful(asked: Sequence[str], found: dict[str, RawCondition]) -> list[str]:
 
 
 def check_page(
-    data: object, after: str, upper: str | None, first: int, pin: Pin, kind: SchemaKind, has_timestamp: bool
+    data: object, body: bytes, after: str, upper: str | None, first: int, pin: Pin, fields: Fields
 ) -> tuple[dict[str, RawCondition], int]:
     """The conditions of a scan's page (no ``0x``, ascending), and the block. Raises AnswerFault."""
     rows = _rows(data)
     block = check_meta(data, pin)  # type: ignore[arg-type]
     if len(rows) > first:
         raise refuse(f"{len(rows)} rows where at most {first} were asked for")
-    previous, names = "0x" + after, []
+    previous, names = "0x" + after, list[str]()
     for row in rows:
         identifier = row.get("id") if isinstance(row, dict) else None
         if not _is_id(identifier):
@@ -366,7 +395,7 @@ def check_page(
             raise refuse(f"the id {identifier} lies beyond the upper end 0x{upper}")
         names.append(identifier[2:])
         previous = identifier
-    return dict(zip(names, _columns(rows, kind, has_timestamp), strict=True)), block
+    return _conditions(rows, names, body, fields), block
 
 
 _HEX = frozenset("0123456789abcdef")

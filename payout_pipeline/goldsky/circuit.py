@@ -155,8 +155,8 @@ class Circuit:
         self._outage_seconds += self._clock() - self._opened_at
         self._given_up = (
             f"the subgraph has not answered for {seconds:.0f} s, which is more than its budget of {self._budget:g} s "
-            f"(GOLDSKY_OUTAGE_BUDGET_SECONDS); last error: {self._message}. What was answered is kept; start again when "
-            "the subgraph is back."
+            f"(GOLDSKY_OUTAGE_BUDGET_SECONDS); last error: {self._message}. What was answered is kept; start again "
+            "when the subgraph is back."
         )
         logger.error("Giving up: %s", self._given_up)
 

@@ -209,7 +209,7 @@ _NEVER = 1e15
 
 
 def parse_retry_after(value: str | None, now: datetime) -> float | None:
-    """Seconds to wait by a ``Retry-After`` header (RFC 9110, 10.2.3): seconds or an HTTP date; ``None`` if it is neither.
+    """Seconds to wait by a ``Retry-After`` header (RFC 9110, 10.2.3): seconds or an HTTP date, ``None`` if neither.
 
     Never negative, never infinite; ``now`` (aware) is the time that a date is measured from. Not capped here.
     """

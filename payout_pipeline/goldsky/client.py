@@ -29,7 +29,7 @@ from payout_pipeline.goldsky.answers import AnswerFault, Pin, RawCondition, Subg
 from payout_pipeline.goldsky.circuit import Circuit
 from payout_pipeline.goldsky.classify import Fault, FaultKind, classify_errors, is_indexing_error
 from payout_pipeline.goldsky.pacing import OutageSeenError, Pacer, StoppedError, sleep_or_stop
-from payout_pipeline.goldsky.transport import Answer, GoldskyTransport
+from payout_pipeline.goldsky.transport import Answer, GoldskyTransport, collector_paused
 from payout_pipeline.scrub import excerpt
 
 if TYPE_CHECKING:
@@ -289,13 +289,12 @@ class GoldskyClient:
             raise ValueError(f"a page has 1 to {answers.MAX_FIRST} rows, not {first}")
         started, counter = time.monotonic(), _Counter()
         variables = {"after": "0x" + after} | ({"upper": "0x" + upper} if upper is not None else {})
-        kind, has_timestamp = info.schema_kind, info.has_resolution_timestamp
         while True:
-            document = answers.scan_document(kind, has_timestamp, pin, first, upper is not None)
+            document = answers.scan_document(info.fields, pin, first, upper is not None)
 
             def read(answer: Answer, rows: int = first) -> tuple[dict[str, RawCondition], int]:
-                data = self._data(answer, info)
-                return answers.check_page(data, after, upper, rows, pin, kind, has_timestamp)
+                _no_errors(answer)
+                return answers.check_page(answer.data, answer.body, after, upper, rows, pin, info.fields)
 
             try:
                 found, block = await self._ask(document, variables, read, counter, self.max_retries + 1)
@@ -328,27 +327,14 @@ class GoldskyClient:
     async def _ask_for(
         self, ids: list[str], pin: Pin, info: SubgraphInfo, counter: _Counter, attempts: int
     ) -> tuple[dict[str, RawCondition], int]:
-        kind, has_timestamp = info.schema_kind, info.has_resolution_timestamp
+        asked = {"0x" + i: i for i in ids}
 
         def read(answer: Answer) -> tuple[dict[str, RawCondition], int]:
-            return answers.check_batch(self._data(answer, info), ids, pin, kind, has_timestamp)
+            _no_errors(answer)
+            return answers.check_batch(answer.data, answer.body, asked, pin, info.fields)
 
-        document = answers.batch_document(kind, has_timestamp, pin, len(ids))
-        return await self._ask(document, {"ids": ["0x" + i for i in ids]}, read, counter, attempts)
-
-    def _data(self, answer: Answer, info: SubgraphInfo) -> object:
-        """The data of an answer, which counts only without any error beside it; numbers exact."""
-        if answer.errors:
-            raise AnswerFault(classify_errors(answer.errors))
-        data = answer.data
-        if isinstance(data, dict) and answers.has_float(
-            data.get("conditions"), info.schema_kind, info.has_resolution_timestamp
-        ):
-            try:
-                data = answers.read_exactly(answer.body)["data"]
-            except (ValueError, RecursionError) as error:
-                raise answers.refuse(f"its numbers cannot be read: {excerpt(str(error))}") from error
-        return data
+        document = answers.batch_document(info.fields, pin, len(ids))
+        return await self._ask(document, {"ids": list(asked)}, read, counter, attempts)
 
     async def _ask(
         self,
@@ -361,7 +347,7 @@ class GoldskyClient:
         patient: bool = True,
         probing: bool = False,
     ) -> _T:
-        """Ask until ``read`` believes the answer: at most ``attempts`` times, outages and answers of 429 not counted."""
+        """Ask until ``read`` believes the answer: at most ``attempts`` times, not counting outages and 429."""
         request = GraphQLRequest(document, variable_values=variables)
 
         async def once() -> _T:
@@ -424,7 +410,8 @@ class GoldskyClient:
         if now - self._limited_since > self._outage_budget:
             message = (
                 f"the subgraph answered nothing but 429 for {now - self._limited_since:.0f} s "
-                f"(GOLDSKY_OUTAGE_BUDGET_SECONDS is {self._outage_budget:g}); last: {fault.message}. Lower GOLDSKY_RATE_LIMIT, or ask for a higher limit."
+                f"(GOLDSKY_OUTAGE_BUDGET_SECONDS is {self._outage_budget:g}); last: {fault.message}. "
+                "Lower GOLDSKY_RATE_LIMIT, or ask for a higher limit."
             )
             self.circuit.give_up(message)
             raise GoldskyUnavailableError(message)
@@ -452,7 +439,8 @@ class GoldskyClient:
             self._limited_since = None
         # Outside the slot: checking an answer takes no place in the window.
         try:
-            result = read(answer)
+            with collector_paused():
+                result = read(answer)
         except AnswerFault as error:
             if error.fault.kind is FaultKind.RATE_LIMITED:
                 await self.pacer.rate_limited(None)
@@ -524,3 +512,9 @@ class GoldskyClient:
         return GoldskyUnavailableError(
             f"{excerpt(self.endpoint)} gave no usable answer{times}; last error: {fault.message}"
         )
+
+
+def _no_errors(answer: Answer) -> None:
+    """Data beside an error is partial and never used."""
+    if answer.errors:
+        raise AnswerFault(classify_errors(answer.errors))

@@ -9,8 +9,8 @@ a pause, no smoothing.
 Two exceptions spend the budget with more care:
 
 * While nothing is known of the last window (the first request after a pause of at least S: somebody else behind the
-  same address may have used the budget) and after a 429, admissions keep a small distance (a fifth of S/N), so that a 429
-  stops everybody when at most two or three requests are under way.
+  same address may have used the budget) and after a 429, admissions keep a small distance (a fifth of S/N), so that a
+  429 stops everybody when at most two or three requests are under way.
 * After a 429 nobody sends anything until the server's ``Retry-After`` (at least one window) has passed. Then one
   request goes alone; the others follow when it was answered.
 
@@ -36,7 +36,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
@@ -57,6 +57,7 @@ _LONGEST_GAP_MS = 100.0
 _CIRCUIT_FORGOTTEN_MS = 120_000  # an outage that nobody has reported on for this long is no longer believed
 _BUSY_SECONDS = 30.0  # a limiter that stays locked for this long is broken
 _DEAD_CHECK_SECONDS = 0.5
+_LOOK_SECONDS = 0.25  # how often is looked whether the file is still the same
 _LONGEST_SLEEP = 1.0
 _T = TypeVar("_T")
 
@@ -89,7 +90,7 @@ class SharedState:
     next_probe: int = 0
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self))
+        return json.dumps({name: getattr(self, name) for name in self.__slots__})
 
     @classmethod
     def from_json(cls, text: str | None) -> SharedState:
@@ -100,9 +101,8 @@ class SharedState:
         except ValueError:
             values = {}
         if isinstance(values, dict):
-            for name, default in asdict(state).items():
-                value = values.get(name)
-                if type(value) is type(default):
+            for name, value in values.items():
+                if name in cls.__slots__ and type(value) is type(getattr(state, name)):
                     setattr(state, name, value)
         return state
 
@@ -114,12 +114,14 @@ class Admission:
     granted: bool
     wait_seconds: float = 0.0
     reason: str = ""
+    solo: bool = False  # everybody else waits until this request is answered
 
 
 class Transaction(Protocol):
     """Exclusive access to one budget: the stamps and the state, on one clock."""
 
-    state: SharedState
+    @property
+    def state(self) -> SharedState: ...
 
     def now(self) -> int: ...
 
@@ -248,18 +250,22 @@ def admit(tx: Transaction, rules: Rules, name: str, lease_ms: int, *, is_probe: 
     wait = tx.put(name, now, lease_ms)
     if wait is not None:
         return Admission(False, wait / 1000, "window")
-    if state.solo_pending:
+    solo = state.solo_pending
+    if solo:
         state.solo_pending, state.solo_name, state.solo_until = False, name, now + lease_ms
         state.careful_until = now + rules.interval
     state.last_admission = now
     tx.save()
-    return Admission(True)
+    return Admission(True, solo=solo)
 
 
-def finish(tx: Transaction, name: str, *, answered: bool) -> None:
-    """The request of ``name`` has ended (with an answer or without): its place is held for one window from now on."""
+def finish(tx: Transaction, name: str, *, answered: bool, solo: bool = True) -> None:
+    """The request of ``name`` has ended (with an answer or without): its place is held for one window from now on.
+
+    ``solo``: whether it may have been sent alone (False spares reading the state).
+    """
     tx.restamp(name, tx.now())
-    if tx.state.solo_name == name:
+    if solo and tx.state.solo_name == name:
         tx.state.solo_name = ""
         if not answered:
             tx.state.solo_pending = True
@@ -322,8 +328,14 @@ class LeasedSQLiteBucket(SQLiteBucket):
 class _SQLiteTransaction:
     def __init__(self, conn: sqlite3.Connection, bucket: LeasedSQLiteBucket, clock: Callable[[], int]) -> None:
         self._conn, self._bucket, self._clock = conn, bucket, clock
-        row = conn.execute("SELECT value FROM budget_state WHERE key = ?", (bucket.table,)).fetchone()
-        self.state = SharedState.from_json(row[0] if row else None)
+        self._state: SharedState | None = None
+
+    @property
+    def state(self) -> SharedState:
+        if self._state is None:
+            row = self._conn.execute("SELECT value FROM budget_state WHERE key = ?", (self._bucket.table,)).fetchone()
+            self._state = SharedState.from_json(row[0] if row else None)
+        return self._state
 
     def now(self) -> int:
         return self._clock()
@@ -373,10 +385,15 @@ class SQLiteStore:
         self._bucket: LeasedSQLiteBucket | None = None
         self._pid = 0
         self._inode = 0
+        self._next_look = 0.0
         self._next_leak = 0
 
     def _open(self) -> tuple[sqlite3.Connection, LeasedSQLiteBucket]:
         if self._conn is not None and self._bucket is not None and self._pid == os.getpid():
+            now = time.monotonic()
+            if now < self._next_look:
+                return self._conn, self._bucket
+            self._next_look = now + _LOOK_SECONDS
             with contextlib.suppress(OSError):
                 if self.path.stat().st_ino == self._inode:
                     return self._conn, self._bucket
@@ -661,7 +678,7 @@ class Pacer:
         """Read or change the shared state (the circuit does)."""
         return await self._use(action)
 
-    async def _acquire(self, is_probe: bool) -> str:
+    async def _acquire(self, is_probe: bool) -> tuple[str, bool]:
         loop = asyncio.get_running_loop()
         if self._queue is None or self._loop is not loop:
             self._queue, self._loop = asyncio.Lock(), loop
@@ -671,7 +688,7 @@ class Pacer:
         async with self._queue:
             return await self._acquire_now(name, is_probe=False)
 
-    async def _acquire_now(self, name: str, *, is_probe: bool) -> str:
+    async def _acquire_now(self, name: str, *, is_probe: bool) -> tuple[str, bool]:
         message = ""
 
         def attempt(tx: Transaction) -> Admission:
@@ -694,7 +711,7 @@ class Pacer:
                 raise
             if admission.granted:
                 self.stats.requests += 1
-                return name
+                return name, admission.solo
             if admission.reason == "outage":
                 raise OutageSeenError(message)
             if admission.reason == "window" and time.monotonic() >= self._next_dead_check:
@@ -721,11 +738,8 @@ class Pacer:
         self.stats.wait_seconds += slept
         self.stats.seconds_by_reason[kind] = self.stats.seconds_by_reason.get(kind, 0.0) + slept
 
-    async def _finish(self, name: str, *, answered: bool, sent: bool) -> None:
-        action: Callable[[Transaction], None] = (
-            (lambda tx: finish(tx, name, answered=answered)) if sent else (lambda tx: give_back(tx, name))
-        )
-        await self._use(action)
+    async def _finish(self, name: str, *, answered: bool, solo: bool) -> None:
+        await self._use(lambda tx: finish(tx, name, answered=answered, solo=solo))
 
 
 @lru_cache(maxsize=4)
@@ -736,23 +750,22 @@ def _owner_cached(pid: int) -> str:
 class Slot:
     """One place in the window, from admission to the end of the request."""
 
-    __slots__ = ("_is_probe", "_name", "_pacer", "answered", "sent")
+    __slots__ = ("_is_probe", "_name", "_pacer", "_solo", "answered")
 
     def __init__(self, pacer: Pacer, is_probe: bool) -> None:
         self._pacer, self._is_probe = pacer, is_probe
-        self._name = ""
-        self.sent = True  # set to False where it is certain that nothing went out
+        self._name, self._solo = "", False
         self.answered = False  # an error of the server is an answer too
 
     async def __aenter__(self) -> Slot:
-        self._name = await self._pacer._acquire(self._is_probe)
+        self._name, self._solo = await self._pacer._acquire(self._is_probe)
         return self
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         finishing: Awaitable[None] = self._pacer._finish(
-            self._name, answered=exc is None or self.answered, sent=self.sent
+            self._name, answered=exc is None or self.answered, solo=self._solo
         )
         if exc_type is not None and issubclass(exc_type, asyncio.CancelledError) and self._pacer.store.blocking:
             await asyncio.shield(asyncio.ensure_future(finishing))

@@ -8,10 +8,14 @@ size. Here each document is printed once, the first characters of an error survi
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import orjson
@@ -29,6 +33,7 @@ from payout_pipeline.goldsky.classify import (
     classify_http,
     parse_retry_after,
 )
+from payout_pipeline.scrub import register_secret
 
 if TYPE_CHECKING:
     from gql import GraphQLRequest
@@ -38,12 +43,39 @@ MAX_ANSWER_BYTES = 64 * 1024 * 1024  # a thousand conditions of 257 outcomes are
 _USER_AGENT = "payout-pipeline (gql, aiohttp)"
 
 
+def proxy_of_environment(url: str) -> str | None:
+    """The proxy that HTTP_PROXY, HTTPS_PROXY and NO_PROXY name for ``url``.
+
+    aiohttp can find it as well, but looks it up for every request, in a thread, and reads ``~/.netrc`` besides, whose
+    password would go to the subgraph.
+    """
+    parts = urlsplit(url)
+    proxy = getproxies().get(parts.scheme)
+    if not proxy or not parts.hostname or proxy_bypass(parts.netloc):
+        return None
+    register_secret(urlsplit(proxy).password)
+    return proxy
+
+
+@contextlib.contextmanager
+def collector_paused() -> Iterator[None]:
+    """No garbage collection inside. Thousands of new objects, none of them garbage, would set it off several times for
+    each answer, and it takes longer than reading the answer does."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 class Answer(ExecutionResult):
     """An execution result together with the bytes that it was read from."""
 
     __slots__ = ("body",)
 
-    def __init__(self, data: Any, errors: Any, body: bytes) -> None:  # noqa: ANN401 - JSON
+    def __init__(self, data: Any, errors: Any, body: bytes) -> None:
         super().__init__(data=data, errors=errors)
         self.body = body
 
@@ -61,18 +93,20 @@ class GoldskyTransport(AIOHTTPTransport):
         super().__init__(url=url, headers=headers, ssl=tls if tls is not None else True, ssl_close_timeout=1)
         self.timeout_seconds = timeout_seconds
         self.max_answer_bytes = max_answer_bytes
+        self._proxy: str | None = None
         self._queries: dict[int, tuple[DocumentNode, bytes]] = {}
 
     async def connect(self) -> None:
         """Open the session. No connection is made before the first request."""
         self.client_session_args = {
-            "trust_env": True,  # proxies
+            "trust_env": False,  # see _proxy
             "cookie_jar": aiohttp.DummyCookieJar(),
             "connector": aiohttp.TCPConnector(limit=0, keepalive_timeout=60),  # the callers' number is the limit
             # aiohttp rounds longer deadlines up to whole seconds unless told otherwise.
             "timeout": aiohttp.ClientTimeout(total=self.timeout_seconds, ceil_threshold=1e9),
             "cookies": None,
         }
+        self._proxy = proxy_of_environment(self.url)
         await super().connect()
 
     def _serialise(self, request: GraphQLRequest) -> bytes:
@@ -97,7 +131,9 @@ class GoldskyTransport(AIOHTTPTransport):
             raise TransportClosed("the transport is not connected")
         body = self._serialise(request)
         try:
-            async with self.session.post(self.url, data=body, ssl=self.ssl, allow_redirects=False) as response:
+            async with self.session.post(
+                self.url, data=body, ssl=self.ssl, proxy=self._proxy, allow_redirects=False
+            ) as response:
                 status = response.status
                 content = await self._read(response, 4000 if status != 200 and status != 400 else self.max_answer_bytes)
                 headers = response.headers
@@ -106,7 +142,8 @@ class GoldskyTransport(AIOHTTPTransport):
         if status != 200:
             raise AnswerFault(self._http_fault(status, content, headers))
         try:
-            answer = orjson.loads(content)
+            with collector_paused():
+                answer = orjson.loads(content)
         except orjson.JSONDecodeError:
             raise AnswerFault(classify_body(content, None)) from None
         if not isinstance(answer, dict) or ("errors" not in answer and answer.get("data") is None):
