@@ -39,6 +39,10 @@ PREFIX = "runtime"
 LIMIT, WINDOW = 50, 10.0
 SLOTS = 2  # runs at a time on each machine
 IN_FLIGHT = 4  # requests at a time in each run
+STORED = (
+    "SELECT condition_id, payout_numerators, payout_denominator, winning_index, source"
+    " FROM default.resolutions_external_ingest ORDER BY ALL"
+)
 PARTITIONS = [f"worker_{number:02d}_of_{WORKERS}" for number in range(1, WORKERS + 1)]
 
 
@@ -232,22 +236,19 @@ def test_two_machines_one_of_which_dies_store_exactly_what_one_machine_stores(cl
 
 def stored(cluster: Cluster) -> list[tuple[Any, ...]]:
     """The rows of the target as they lie there, duplicates included."""
-    return cluster.query(
-        "SELECT condition_id, payout_numerators, payout_denominator, winning_index, source"
-        " FROM default.resolutions_external_ingest ORDER BY ALL"
-    )
+    return [tuple(map(plain, row)) for row in cluster.query(STORED)]
 
 
 def judge_stored(cluster: Cluster, truth: dict[str, tuple[list[int], int]]) -> None:
     """O1 and O2: exactly the resolved ids, exact vectors, no raw duplicate, one row per condition in the view."""
     rows = stored(cluster)
-    assert Counter(row[0] for row in rows) == Counter(truth)
+    assert Counter(row[0] for row in rows) == Counter(list(truth))
     assert {row[0]: (list(row[1]), row[2]) for row in rows} == truth
     assert {row[4] for row in rows} == {"goldsky-api"}
     view = cluster.query(
         "SELECT condition_id, payout_numerators, payout_denominator FROM cascadian_clean.vw_resolutions_truth"
     )
-    assert Counter(row[0] for row in view) == Counter(truth)
+    assert Counter(row[0] for row in view) == Counter(list(truth))
     assert {row[0]: (list(row[1]), row[2]) for row in view} == truth
 
 
@@ -315,16 +316,13 @@ def one_machine(cluster: Cluster) -> list[tuple[Any, ...]]:
         (machine.directory / "home").rename(machine.directory / "unused")
         done = machine.run("payout-pipeline", "backfill", timeout=180)
         assert done.returncode == 0, done.stdout + done.stderr
-        answer = machine.run(
-            "python",
-            "-c",
-            "import json\n"
-            "from payout_pipeline.settings import load_settings\n"
-            "from payout_pipeline.warehouse.client import Warehouse\n"
-            "with Warehouse.from_settings(load_settings(), comment='test').session('read') as session:\n"
-            "    rows = session.query('SELECT condition_id, payout_numerators, payout_denominator, winning_index, source"
-            " FROM default.resolutions_external_ingest ORDER BY ALL')\n"
-            "print(json.dumps([list(row) for row in rows]))",
-        )
-        assert answer.returncode == 0, answer.stderr
-        return [(row[0], row[1], row[2], row[3], row[4]) for row in json.loads(answer.stdout.splitlines()[-1])]
+        answer = machine.run("payout-pipeline", "sql", "--format", "JSONCompactEachRow", STORED)
+        assert answer.returncode == 0, answer.stdout + answer.stderr
+        return [tuple(map(plain, json.loads(line))) for line in answer.stdout.splitlines() if line.strip()]
+
+
+def plain(value: Any) -> Any:
+    """A value of a row alike whether it came as a Python object or as JSON, which may quote 64-bit numbers."""
+    if isinstance(value, list | tuple):
+        return [int(number) for number in value]
+    return int(value) if isinstance(value, str) and len(value) < 20 and value.lstrip("-").isdecimal() else value
