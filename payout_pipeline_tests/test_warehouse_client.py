@@ -95,9 +95,12 @@ def test_f4_a_wrong_server_setting_is_one_clear_error_within_five_seconds(
 ) -> None:
     given_settings = {"clickhouse_host": "127.0.0.1", "clickhouse_port": clickhouse_front.port} | wrong
     started = time.monotonic()
-    with caplog.at_level(logging.DEBUG), pytest.raises((WarehousePermanentError, WarehouseUnavailableError)) as caught:
-        with connect(tmp_path, 120, **given_settings).session("x") as session:
-            session.scalar("SELECT 1", doing="testing")
+    with (
+        caplog.at_level(logging.DEBUG),
+        pytest.raises((WarehousePermanentError, WarehouseUnavailableError)) as caught,
+        connect(tmp_path, 120, **given_settings).session("x") as session,
+    ):
+        session.scalar("SELECT 1", doing="testing")
     assert time.monotonic() - started < 5
     assert expected in str(caught.value)
     for text in (str(caught.value), caplog.text):
@@ -110,9 +113,11 @@ def test_f4_a_socket_that_accepts_and_never_answers_is_given_up(tmp_path: Path) 
 
     with socket.create_server(("127.0.0.1", 0)) as mute:
         started = time.monotonic()
-        with pytest.raises(WarehouseUnavailableError, match="has not answered from here before"):
-            with connect(tmp_path, clickhouse_host=f"127.0.0.1:{mute.getsockname()[1]}").session("x"):
-                pass
+        with (
+            pytest.raises(WarehouseUnavailableError, match="has not answered from here before"),
+            connect(tmp_path, clickhouse_host=f"127.0.0.1:{mute.getsockname()[1]}").session("x"),
+        ):
+            pass
         assert time.monotonic() - started < 10
 
 
@@ -126,12 +131,16 @@ def test_a_server_with_tls_is_used_when_its_certificate_is_trusted(
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     with running(tmp_path / "db", (str(tmp_path / "cert.pem"), str(tmp_path / "key.pem"))) as front:
         more = {"clickhouse_user": WRITER[0], "clickhouse_password": WRITER[1]}
-        with pytest.raises(WarehousePermanentError, match="certificate is not trusted"):
-            with connect(tmp_path, clickhouse_host=front.url, **more).session("x"):
-                pass
-        with pytest.raises(WarehouseUnavailableError):
-            with connect(tmp_path, clickhouse_host=f"http://127.0.0.1:{front.port}", **more).session("x"):
-                pass
+        with (
+            pytest.raises(WarehousePermanentError, match="certificate is not trusted"),
+            connect(tmp_path, clickhouse_host=front.url, **more).session("x"),
+        ):
+            pass
+        with (
+            pytest.raises(WarehouseUnavailableError),
+            connect(tmp_path, clickhouse_host=f"http://127.0.0.1:{front.port}", **more).session("x"),
+        ):
+            pass
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
         with connect(tmp_path, clickhouse_host=front.url, **more).session("x") as session:
             assert session.scalar("SELECT 1", doing="testing") == 1
@@ -161,7 +170,7 @@ def test_c1_a_server_that_never_comes_back_is_given_up_within_the_budget(http_wo
         session.scalar("SELECT 1", doing="testing")
         world.front.stop()
         started = time.monotonic()
-        with pytest.raises(WarehouseUnavailableError, match="testing .*attempts"):
+        with pytest.raises(WarehouseUnavailableError, match=r"testing .*attempts"):
             session.scalar("SELECT 2", doing="testing")
         assert 1 < time.monotonic() - started < 6
 

@@ -208,7 +208,7 @@ def test_a_source_that_takes_back_most_resolutions_is_doubted_and_nothing_is_del
     with world.session() as session:
         target = world.target(session)
         load_rows(session, target, ledger(*before))
-        with pytest.raises(IncompleteError, match="150 vectors .* nothing was deleted"):
+        with pytest.raises(IncompleteError, match=r"150 vectors .* nothing was deleted"):
             load_rows(session, target, ledger(*(other(n, "absent") for n in range(150))))
     assert sum(world.read(STORED).values()) == 150
 

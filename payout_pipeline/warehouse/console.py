@@ -12,7 +12,7 @@ from payout_pipeline.warehouse.identifiers import quote_identifier
 if TYPE_CHECKING:
     from payout_pipeline.settings import Settings
 
-_COMMENT = re.compile(r"\A\s*(--[^\n]*\n|/\*.*?\*/)", re.DOTALL)
+_COMMENT = re.compile(r"\A\s*(--[^\n]*(?:\n|\Z)|/\*.*?\*/)", re.DOTALL)
 _READS = re.compile(r"\A[\s(]*(SELECT|WITH|SHOW|DESCRIBE|DESC|EXPLAIN|EXISTS|VALUES|FROM)\b", re.IGNORECASE)
 _HAS_FORMAT = re.compile(r"\bFORMAT\s+\w+\s*\Z", re.IGNORECASE)
 

@@ -1,0 +1,213 @@
+"""The target table: made where it is missing, used where it can hold the vectors, refused with the DDL where not."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from payout_pipeline.errors import ConfigurationError, WarehousePermanentError, WarehouseSchemaError
+from payout_pipeline.warehouse.identifiers import QualifiedName
+from payout_pipeline.warehouse.schema import (
+    TARGET_COLUMNS,
+    check_target,
+    create_target_sql,
+    ensure_sources,
+    ensure_target,
+    inspect_table,
+    number_type,
+    unwrap,
+)
+from payout_pipeline_tests.test_warehouse_load import SHAPES
+from payout_pipeline_tests.warehouse_fixtures import World
+
+GOOD = {
+    "condition_id": "String",
+    "payout_numerators": "Array(UInt64)",
+    "payout_denominator": "UInt64",
+    "winning_index": "Int32",
+    "resolved_at": "Nullable(DateTime)",
+    "source": "String",
+}
+
+
+def make(world: World, engine: str = "ReplacingMergeTree ORDER BY condition_id", **changes: str | None) -> None:
+    columns = {name: kind for name, kind in {**GOOD, **changes}.items() if kind}
+    listed = ", ".join(f"`{name}` {kind}" for name, kind in columns.items())
+    world.run(f"CREATE TABLE {{db}}.resolutions_external_ingest ({listed}) ENGINE = {engine}")
+
+
+def test_a_missing_target_is_created_with_the_documented_columns(world: World) -> None:
+    with world.session() as session:
+        target = world.target(session)
+        assert world.target(session) == target  # and used from then on
+    assert target.columns == TARGET_COLUMNS
+    assert target.table.engine == "ReplacingMergeTree"
+    assert target.table.version_column == "fetched_at"
+    assert target.table.sorting_key == ("condition_id",)
+    assert target.replaces
+    assert target.exclusive
+    assert target.null_resolved_at
+
+
+def test_a_missing_database_of_the_target_is_created(world: World) -> None:
+    name = QualifiedName(f"{world.database}_new", "t")
+    with world.session() as session:
+        assert ensure_target(session, name).name == name
+        session.command(f"DROP DATABASE {name.database}", doing="cleaning up")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_an_existing_table_of_a_known_shape_is_left_as_it_is(world: World, shape: str) -> None:
+    world.run(f"CREATE TABLE {{db}}.resolutions_external_ingest ({SHAPES[shape]}")
+    with world.session() as session:
+        before = inspect_table(session, world.target_name)
+        assert world.target(session).table == before
+
+
+def test_what_a_table_replaces_follows_from_its_engine_and_key(world: World) -> None:
+    expected = {
+        "ours": (True, True),
+        "live": (True, True),
+        "uint32 without fetched_at": (True, True),
+        "uint8, plain MergeTree": (False, False),
+        "int64, by source": (True, False),
+        "uint256, by month": (True, True),
+        "float32, replaced by a version of the user's": (False, True),
+    }
+    found = {}
+    with world.session() as session:
+        for number, (shape, ddl) in enumerate(SHAPES.items()):
+            name = QualifiedName(world.database, f"t{number}")
+            session.command(f"CREATE TABLE {name.sql} ({ddl}", doing="creating")
+            target = ensure_target(session, name)
+            found[shape] = (target.replaces, target.exclusive)
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("column", "kind"),
+    [
+        ("condition_id", None),
+        ("condition_id", "FixedString(32)"),
+        ("condition_id", "UInt256"),
+        ("payout_numerators", "Array(String)"),
+        ("payout_numerators", "Array(Decimal(3, 2))"),
+        ("payout_numerators", "String"),
+        ("payout_numerators", "UInt64"),
+        ("payout_denominator", "Decimal(18, 2)"),
+        ("payout_denominator", None),
+        ("winning_index", "UInt16"),
+        ("winning_index", "String"),
+        ("resolved_at", "Date"),
+        ("resolved_at", "String"),
+        ("source", "UInt8"),
+        ("source", "Enum8('chain' = 1)"),
+        ("fetched_at", "String"),
+        ("winning_index", "Int32 MATERIALIZED 0"),
+    ],
+)
+def test_c5_a_table_that_cannot_hold_the_vectors_is_refused_with_the_ddl(
+    world: World, column: str, kind: str | None
+) -> None:
+    make(world, "MergeTree ORDER BY tuple()", **{column: kind})
+    with world.session() as session, pytest.raises(WarehouseSchemaError) as caught:
+        world.target(session)
+    message = str(caught.value)
+    verb = "ADD" if kind is None else "MODIFY"
+    assert f"{verb} COLUMN `{column}` {TARGET_COLUMNS[column]}" in message
+    assert "CREATE TABLE" in message
+    assert caught.value.exit_code == 1
+
+
+@pytest.mark.parametrize("engine", ["Memory", "Log", "SummingMergeTree ORDER BY condition_id", "Null", "TinyLog"])
+def test_c5_a_table_of_another_engine_is_refused(world: World, engine: str) -> None:
+    make(world, engine)
+    with world.session() as session, pytest.raises(WarehouseSchemaError, match=engine.split()[0]):
+        world.target(session)
+
+
+def test_c5_all_that_is_wrong_is_said_at_once(world: World) -> None:
+    make(world, "Memory", payout_denominator="String", winning_index=None, source=None)
+    with world.session() as session, pytest.raises(WarehouseSchemaError) as caught:
+        world.target(session)
+    for word in ("Memory", "payout_denominator", "winning_index", "source"):
+        assert word in str(caught.value)
+
+
+def test_a_view_in_the_targets_place_is_refused(world: World) -> None:
+    world.run("CREATE VIEW {db}.resolutions_external_ingest AS SELECT 1 AS condition_id")
+    with world.session() as session, pytest.raises(WarehouseSchemaError, match="View"):
+        world.target(session)
+
+
+def test_on_a_cluster_the_table_is_replicated_and_made_on_all_hosts(world: World) -> None:
+    ddl = create_target_sql(QualifiedName("d", "t"), "main-cluster")
+    assert "ON CLUSTER 'main-cluster'" in ddl
+    assert "ReplicatedReplacingMergeTree(fetched_at)" in ddl
+    with world.session() as session:  # it parses; a cluster to run it on is not here
+        session.text(f"EXPLAIN AST {ddl}", doing="parsing", fmt="TSV")
+    with pytest.raises(ConfigurationError, match="CLUSTER"):
+        create_target_sql(QualifiedName("d", "t"), "x' ; DROP TABLE t; --")
+
+
+def test_a_replicated_table_is_recognised_by_its_version_column() -> None:
+    from payout_pipeline.warehouse.schema import Table
+
+    full = "ReplicatedReplacingMergeTree('/clickhouse/tables/{uuid}/{shard}', '{replica}', fetched_at) ORDER BY condition_id"
+    table = Table(
+        QualifiedName("d", "t"), "ReplicatedReplacingMergeTree", full, ("condition_id",), TARGET_COLUMNS, frozenset()
+    )
+    assert table.version_column == "fetched_at"
+    assert table.final == "FINAL"
+    assert check_target(table).replaces
+
+
+def test_a_missing_user_table_is_made_embedded_and_an_error_on_a_server(world: World) -> None:
+    with world.session() as session:
+        if session.embedded:
+            tables = ensure_sources(session, world.settings)
+            assert tables.market.id_column == "condition_id_norm"
+            assert tables.market.columns["payout_numerators"] == "Array(UInt8)"
+        else:
+            with pytest.raises(ConfigurationError, match="PAYOUT_MARKET_RESOLUTIONS_TABLE"):
+                ensure_sources(session, world.settings)
+
+
+@pytest.mark.parametrize(
+    ("ddl", "complaint"),
+    [
+        ("payout_numerators Array(UInt8), payout_denominator UInt8", "condition_id or condition_id_norm"),
+        ("condition_id String, payout_denominator UInt8", "payout_numerators"),
+        ("condition_id String, payout_numerators String, payout_denominator UInt8", "payout_numerators"),
+    ],
+)
+def test_a_user_table_without_the_needed_columns_is_refused(world: World, ddl: str, complaint: str) -> None:
+    world.run(f"CREATE TABLE {{db}}.market_resolutions_final ({ddl}) ENGINE = MergeTree ORDER BY tuple()")
+    with world.session() as session, pytest.raises(WarehouseSchemaError, match=complaint):
+        ensure_sources(session, world.settings)
+
+
+def test_a_user_who_may_not_create_the_table_gets_the_statement(http_world: World) -> None:
+    password = type(http_world.settings.clickhouse_password)("reader-pass")
+    reader = http_world.with_settings(clickhouse_user="reader", clickhouse_password=password)
+    with reader.session() as session, pytest.raises(WarehouseSchemaError) as caught:
+        reader.target(session)
+    assert create_target_sql(reader.target_name).strip() in str(caught.value)
+    assert isinstance(caught.value.__cause__, WarehousePermanentError)
+
+
+@given(bits=st.sampled_from([8, 16, 32, 64, 128, 256]), unsigned=st.booleans(), wrap=st.booleans())
+def test_the_capacity_of_an_integer_type_is_that_of_its_bits(bits: int, unsigned: bool, wrap: bool) -> None:
+    name = f"{'U' if unsigned else ''}Int{bits}"
+    found = number_type(f"Nullable({name})" if wrap else name)
+    assert found is not None
+    assert (found.low, found.high) == ((0, 2**bits - 1) if unsigned else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1))
+    assert found.unsigned == (unsigned and bits <= 64)
+
+
+def test_wrapped_types_are_unwrapped() -> None:
+    assert unwrap("LowCardinality(Nullable(String))") == "String"
+    assert unwrap("Nullable(DateTime64(3, 'UTC'))") == "DateTime64(3, 'UTC')"
+    assert number_type("Decimal(3, 2)") is None
+    assert number_type("Bool") is None
