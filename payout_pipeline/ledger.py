@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import binascii
 import hashlib
-import io
 import json
 import re
 import sys
@@ -480,8 +479,12 @@ class Ledger:
                 break
         return found
 
-    def verify(self, chunk: Chunk) -> Accounting:
+    def verify(self, chunk: Chunk, *, all_columns: bool = False) -> Accounting:
         """Compare the ids of the finished snapshot with those of the chunk, exactly.
+
+        Args:
+            chunk: the ids that have to be there once each.
+            all_columns: read the other columns too, to find damage in them.
 
         Raises:
             LedgerError: there is no finished snapshot, or it is damaged.
@@ -491,7 +494,7 @@ class Ledger:
         odd: list[str] = []
         spool = IdSpool()
         try:
-            for batch in self.read(["condition_id", "status"]):
+            for batch in self.read(None if all_columns else ["condition_id", "status"]):
                 counts.update({row["values"]: row["counts"] for row in batch.column(1).value_counts().to_pylist()})
                 packed, strange = _packed_column(batch.column(0))
                 digest.update(packed)
@@ -543,7 +546,12 @@ class Ledger:
             self._log(f"{self.partition}: removed the batches of run {facts.run_id}, whose snapshot is complete")
             self.store.delete(join(self.prefix, RUNNING))
             facts = None
-        if reuse_finished and finished is not None and finished.fingerprint == plan.fingerprint:
+        if (
+            reuse_finished
+            and finished is not None
+            and finished.fingerprint == plan.fingerprint
+            and self._is_whole(plan)
+        ):
             self._log(f"{self.partition}: took the finished snapshot {finished.snapshot_id}, not delivered yet")
             return RunningLedger._of_finished(self, plan, finished)
         if facts is not None:
@@ -553,14 +561,11 @@ class Ledger:
                 facts = None
         remaining: IdSpool | None = None
         if facts is not None and facts.carried_snapshot is not None:
-            try:
+            if self._is_whole(plan):
                 remaining = self._ids_not_resolved()
-                if len(remaining) != facts.ids - facts.carried:
-                    raise LedgerError(f"{self.place} has {len(remaining):,} ids to ask again, not the run's number")
-            except LedgerError as error:
+            if remaining is None or len(remaining) != facts.ids - facts.carried:
                 self._set_aside(RUNNING, "the snapshot that it carries rows of is damaged", "superseded")
-                self._set_aside(SNAPSHOT, str(error))
-                facts, finished = None, None
+                facts = None
         if facts is None:
             return self._begin(plan, finished)
         self._log(f"{self.partition}: resuming run {facts.run_id} of {facts.started_at}")
@@ -606,17 +611,26 @@ class Ledger:
         if not same:
             self._log(f"{self.partition}: the finished snapshot has other ids, endpoint or schema; asking all ids")
             return None, 0, None
-        try:
-            accounting = self.verify(plan.chunk)
-            if not accounting.closes:
-                raise LedgerError(f"{self.place} does not hold each id of the input once")
-            remaining = self._ids_not_resolved()
-        except LedgerError as error:
-            self._set_aside(SNAPSHOT, str(error))
+        if not self._is_whole(plan):
             return None, 0, None
-        carried = accounting.counts["resolved"]
+        remaining = self._ids_not_resolved()
+        carried = plan.chunk.count - len(remaining)
         self._log(f"{self.partition}: carrying {carried:,} resolved ids over, asking the other {len(remaining):,}")
         return finished.snapshot_id, carried, remaining
+
+    def _is_whole(self, plan: RunPlan) -> bool:
+        """Whether the finished snapshot can be read to its end and has each id of the plan; set aside if not."""
+        try:
+            if plan.chunk is None:
+                for _ in self.read():
+                    pass
+            elif not self.verify(plan.chunk, all_columns=True).closes:
+                raise LedgerError(f"{self.place} does not hold each id of the input once")
+        except LedgerError as error:
+            if self.store.exists(self.snapshot_key):
+                self._set_aside(SNAPSHOT, str(error))
+            return False
+        return True
 
     def _ids_not_resolved(self) -> IdSpool:
         spool = IdSpool()
@@ -655,11 +669,13 @@ class Ledger:
 
     def _read_batch(self, name: str) -> tuple[_Facts, dict[str, Any], pa.Table]:
         """The run's facts, the batch's own and its rows; LedgerError where it is damaged."""
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         data = self.store.read(join(self.prefix, RUNNING, name))
         try:
-            table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
+            # Without threads: handing a thousand rows to other threads costs more than reading them.
+            table = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read(use_threads=False)
             own = json.loads(table.schema.metadata[_FACTS_KEY])
             facts = _Facts.from_json(own["run"])
             table = table.replace_schema_metadata(None).cast(ledger_schema())
@@ -930,12 +946,13 @@ class RunningLedger:
         return table.take(pa.array([position[condition_id] for condition_id in unpack_ids(self._packed(index))]))
 
     def _write(self, index: int, table: pa.Table, note: str) -> None:
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         own = json.dumps({"run": self._facts.to_json(), "batch": index, "note": note})
-        sink = io.BytesIO()
+        sink = pa.BufferOutputStream()
         pq.write_table(table.replace_schema_metadata({_FACTS_KEY: own.encode()}), sink, **_parquet_options())
-        self._ledger.store.write(self._key(_batch_name(index)), sink.getvalue())
+        self._ledger.store.write(self._key(_batch_name(index)), sink.getvalue().to_pybytes())
 
     def _check_rows(self, index: int, table: pa.Table) -> None:
         fault = _fault_in_rows(table)
@@ -1198,8 +1215,17 @@ def _fault_in_rows(table: pa.Table) -> str | None:
     lengths = pc.list_value_length(vectors).to_numpy(zero_copy_only=False)
     if int(lengths.min()) < 1:
         return "a vector is empty"
-    values = vectors.flatten().to_numpy(zero_copy_only=False)
-    sums = np.add.reduceat(values, np.concatenate(([0], np.cumsum(lengths)[:-1])))
+    flat = vectors.flatten()
+    if flat.null_count:
+        return "a numerator is null"
+    values = flat.to_numpy(zero_copy_only=False)
+    starts = np.concatenate(([0], np.cumsum(lengths)[:-1]))
+    # In two halves, since a sum of UInt64 wraps without a word.
+    low = np.add.reduceat(values & np.uint64(0xFFFFFFFF), starts)
+    high = np.add.reduceat(values >> np.uint64(32), starts) + (low >> np.uint64(32))
+    if int(high.max()) >= 2**32:
+        return "a vector's numerators sum to more than 2^64-1"
+    sums = (high << np.uint64(32)) + (low & np.uint64(0xFFFFFFFF))
     denominators = table["payout_denominator"].combine_chunks().filter(resolved).to_numpy(zero_copy_only=False)
     if not bool((sums == denominators).all()) or int(denominators.min()) < 1:
         return "a vector's numerators do not sum to its denominator"
