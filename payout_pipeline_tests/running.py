@@ -1,0 +1,137 @@
+"""The pipeline as its users run it: commands in processes of their own, results read as a user reads them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from math import lcm
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+Vectors = dict[str, tuple[tuple[int, ...], int]]
+
+
+@dataclass
+class Place:
+    """A working directory with an environment of its own."""
+
+    directory: Path
+    endpoint: str
+    ids_file: Path
+    extra: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def runtime(self) -> Path:
+        return self.directory / "runtime"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        env = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("PAYOUT_", "GOLDSKY_", "CLICKHOUSE_", "DAGSTER_"))
+        }
+        return {
+            **env,
+            "DAGSTER_HOME": str(REPOSITORY),
+            "DAGSTER_MODULE_NAME": "payout_pipeline.definitions",
+            "CONDITION_IDS_FILE": str(self.ids_file),
+            "PAYOUT_RUNTIME_DIR": str(self.runtime),
+            "GOLDSKY_ENDPOINT": self.endpoint,
+            "GOLDSKY_RATE_LIMIT": "100000/1s",
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{env.get('PATH', '')}",
+            **self.extra,
+        }
+
+    def run(self, *arguments: str, timeout: float = 120, **extra: str) -> subprocess.CompletedProcess[str]:
+        """``payout-pipeline`` with these arguments, to its end."""
+        return self._run([sys.executable, "-m", "payout_pipeline.cli", *arguments], timeout, extra)
+
+    def start(self, *arguments: str, **extra: str) -> subprocess.Popen[str]:
+        """``payout-pipeline`` in the background, in a process group of its own."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "payout_pipeline.cli", *arguments],
+            cwd=self.directory,
+            env={**self.environment, **extra},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def materialize(
+        self, select: str, partition: str | None = None, timeout: float = 120, **extra: str
+    ) -> subprocess.CompletedProcess[str]:
+        """``dagster asset materialize``."""
+        command = [sys.executable, "-m", "dagster", "asset", "materialize", "--select", select]
+        command += ["--partition", partition] if partition else []
+        return self._run(command, timeout, extra)
+
+    def _run(self, command: list[str], timeout: float, extra: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command,
+            cwd=self.directory,
+            env={**self.environment, **extra},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    def query(self, statement: str) -> list[dict[str, Any]]:
+        """Rows of ``payout-pipeline sql``."""
+        done = self.run("sql", statement, "--format", "JSONEachRow")
+        assert done.returncode == 0, done.stdout
+        return [json.loads(line) for line in done.stdout.splitlines() if line]
+
+    def stored(self, table: str = "default.resolutions_external_ingest") -> Counter[tuple[str, tuple[int, ...], int]]:
+        """Every raw row of the table, duplicates counted."""
+        rows = self.query(
+            f"SELECT condition_id, payout_numerators AS n, toString(payout_denominator) AS d FROM {table}"
+        )
+        return Counter((row["condition_id"], tuple(int(n) for n in row["n"]), int(row["d"])) for row in rows)
+
+    def ledger_counts(self) -> Counter[str]:
+        """Ids of all finished ledgers by status; fails where an id occurs twice."""
+        import pandas as pd
+
+        counts: Counter[str] = Counter()
+        seen: set[str] = set()
+        for partition in sorted((self.runtime / "goldsky_payouts").iterdir()):
+            frame = pd.read_parquet(partition)
+            ids = set(frame["condition_id"])
+            assert len(ids) == len(frame), f"{partition.name} has an id twice"
+            assert not ids & seen, f"{partition.name} has ids of another worker"
+            seen |= ids
+            counts.update(frame["status"])
+        return counts
+
+
+def truth_of(conditions: Path) -> Vectors:
+    """The exact vectors of a CSV of ``condition_id,payouts,resolved_at``; payouts are exact decimals there."""
+    vectors: Vectors = {}
+    with conditions.open(newline="") as file:
+        for row in csv.DictReader(file):
+            if row["payouts"]:
+                shares = [Fraction(text) for text in json.loads(row["payouts"])]
+                denominator = lcm(*(share.denominator for share in shares))
+                vectors[row["condition_id"].lower().removeprefix("0x")] = (
+                    tuple(int(share * denominator) for share in shares),
+                    denominator,
+                )
+    return vectors
+
+
+def as_counter(vectors: Vectors, ids: Iterable[str] | None = None) -> Counter[tuple[str, tuple[int, ...], int]]:
+    """The truth in the form of :meth:`Place.stored`."""
+    chosen = vectors if ids is None else {i: vectors[i] for i in ids if i in vectors}
+    return Counter({(condition_id, *vector): 1 for condition_id, vector in chosen.items()})
