@@ -5,17 +5,26 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 
 from payout_pipeline.subgraph.chain import Chain
+from payout_pipeline.subgraph.decimals import integer_vector
 from payout_pipeline.subgraph.server import SubgraphServer
+from payout_pipeline.subgraph.store import ConditionRow
 from payout_pipeline_tests.graph_node.node import ROOM, GraphNode, query
 from payout_pipeline_tests.subgraph_conformance import (
     CASES,
@@ -27,6 +36,7 @@ from payout_pipeline_tests.subgraph_conformance import (
     Case,
     HttpCase,
     chain,
+    cid,
     normalised,
 )
 from payout_pipeline_tests.test_subgraph_conformance import send, serve
@@ -43,7 +53,7 @@ JSON = {"Content-Type": "application/json"}
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GraphNode]:
-    with GraphNode(tmp_path_factory.mktemp("graph-node"), chain()) as running:
+    with GraphNode(tmp_path_factory.mktemp("graph-node"), chain(), statement_timeout=5) as running:
         running.load("positions", ROWS)
         running.load("pnl", ROWS)
         yield running
@@ -114,3 +124,142 @@ def test_an_undefined_fragment_closes_the_connection_on_both(node: GraphNode, po
     for url in (node.url("positions"), positions.url):
         with pytest.raises(ConnectionError):
             send(url, json.dumps({"query": "{conditions(first:1){...Nope}}"}).encode(), JSON)
+
+
+def test_a_cancelled_statement_has_the_text_of_the_fault(node: GraphNode, positions: SubgraphServer) -> None:
+    text = 'query($ids:[ID!]!){conditions(first:1000,where:{id_in:$ids,id_not:"x"}){id}}'
+    wanted = {"ids": [cid(n) for n in range(100, 105)]}
+    with node.locked("positions"):
+        real = query(node.url("positions"), text, wanted)
+    positions.faults.add("statement_timeout", times=1)
+    local = query(positions.url, text, wanted)
+    for answer_ in (real, local):
+        assert list(answer_) == ["errors"]
+        (message,) = (error["message"] for error in answer_["errors"])
+        start = "Failed to get entities from store: canceling statement due to statement timeout, query = "
+        assert message.startswith(start)
+        assert all(identity in message for identity in wanted["ids"])
+        assert " -- binds: [12, " in message
+    assert len(query(node.url("positions"), text, wanted)["data"]["conditions"]) == 5
+
+
+def test_a_database_that_is_away_is_said_and_comes_back(node: GraphNode) -> None:
+    text = "{conditions(first:3,skip:7){id}}"
+    with node.without_database():
+        assert _until(lambda: query(node.url("positions"), text)).get("errors") == [
+            {"message": "Store error: database unavailable"}
+        ]
+    expected = {"data": {"conditions": [{"id": cid(n)} for n in (8, 9, 10)]}}
+    assert _until(lambda: query(node.url("positions"), text), lambda body: body == expected) == expected
+
+
+def _until(
+    ask: Callable[[], dict[str, Any]], wanted: Callable[[dict[str, Any]], bool] = lambda _body: True
+) -> dict[str, Any]:
+    """The first wanted answer, or the last one within half a minute."""
+    deadline = time.monotonic() + 30
+    while True:
+        body = ask()
+        if wanted(body) or time.monotonic() > deadline:
+            return body
+        time.sleep(0.25)
+
+
+# -- the whole backfill -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RealData:
+    """The ids of the input file, what of them a subgraph has, and what has to come out."""
+
+    ids: Path
+    rows: list[ConditionRow]
+    vectors: dict[str, tuple[tuple[int, ...], int]]
+    statuses: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def real_data() -> RealData:
+    """Outcomes from public records; of the ids without one every other is unresolved and the rest is unknown."""
+    if not DATA.exists():
+        pytest.skip("the real data is not here")
+    with (DATA / "resolutions.csv").open(newline="") as file:
+        outcomes = {row["condition_id"]: tuple(json.loads(row["payouts"])) for row in csv.DictReader(file)}
+    every = (DATA / "condition_ids.txt").read_text().split()
+    open_ids = sorted(set(every) - outcomes.keys())
+    unresolved, absent = open_ids[::2], open_ids[1::2]
+    rows = [ConditionRow(f"0x{identity}", payouts, 1, 10) for identity, payouts in outcomes.items()]
+    rows += [ConditionRow(f"0x{identity}", None, 1) for identity in unresolved]
+    vectors = {}
+    for identity, payouts in outcomes.items():
+        numerators, denominator = integer_vector([Decimal(text) for text in payouts])
+        vectors[identity] = (tuple(numerators), denominator)
+    statuses = {
+        **dict.fromkeys(outcomes, "resolved"),
+        **dict.fromkeys(unresolved, "unresolved"),
+        **dict.fromkeys(absent, "absent"),
+    }
+    return RealData(DATA / "condition_ids.txt", rows, vectors, statuses)
+
+
+@pytest.fixture(scope="module")
+def filled_node(tmp_path_factory: pytest.TempPathFactory, real_data: RealData) -> Iterator[GraphNode]:
+    """A chain whose head is as old as now and further along than the margin at which a run is pinned."""
+    growing_old = Chain(head_number=300, genesis=int(time.time()) - 600)
+    with GraphNode(tmp_path_factory.mktemp("filled"), growing_old) as running:
+        running.load("positions", real_data.rows)
+        running.load("pnl", real_data.rows)
+        yield running
+
+
+def pipeline(runtime: Path, endpoint: str, ids: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """One command of the command line, with nothing of the caller's own configuration."""
+    ours = ("CLICKHOUSE_", "GOLDSKY_", "PAYOUT_", "DAGSTER_", "CONDITION_IDS_FILE")
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith(ours)},
+        "DAGSTER_HOME": str(Path(__file__).parents[1]),
+        "PAYOUT_RUNTIME_DIR": str(runtime),
+        "CONDITION_IDS_FILE": str(ids),
+        "GOLDSKY_ENDPOINT": endpoint,
+        "PAYOUT_MIN_UNIQUE_CONDITIONS": "0.36",
+    }
+    command = [sys.executable, "-m", "payout_pipeline.cli", *arguments]
+    return subprocess.run(
+        command, cwd=runtime, env=environment, capture_output=True, text=True, timeout=400, check=False
+    )
+
+
+@pytest.mark.parametrize("schema", ["positions", "pnl"])
+def test_the_whole_backfill_from_graph_node_stores_every_vector(
+    filled_node: GraphNode, real_data: RealData, tmp_path: Path, schema: str
+) -> None:
+    endpoint = filled_node.url(schema)
+    done = pipeline(tmp_path, endpoint, real_data.ids, "backfill")
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
+
+    columns = "condition_id, payout_numerators, payout_denominator, winning_index, source"
+    statement = f"SELECT {columns} FROM default.resolutions_external_ingest"
+    shown = pipeline(tmp_path, endpoint, real_data.ids, "sql", statement, "--format", "JSONCompactEachRow").stdout
+    stored = Counter(
+        (row[0], tuple(map(int, row[1])), int(row[2]), int(row[3]), row[4])
+        for row in map(json.loads, shown.splitlines())
+    )
+    assert stored == Counter(
+        (identity, numerators, denominator, _winner(numerators), "goldsky-api")
+        for identity, (numerators, denominator) in real_data.vectors.items()
+    )
+    view = pipeline(
+        *(tmp_path, endpoint, real_data.ids, "sql"),
+        "SELECT count(), uniqExact(condition_id) FROM cascadian_clean.vw_resolutions_truth",
+        *("--format", "TSV"),
+    )
+    assert view.stdout.split() == [str(len(real_data.vectors))] * 2
+
+    kept = pandas.concat(pandas.read_parquet(path) for path in tmp_path.glob("goldsky_payouts/*/ledger.parquet"))
+    assert Counter(zip(kept["condition_id"], kept["status"], strict=True)) == Counter(real_data.statuses.items())
+    assert set(kept["block_number"]) == {50}
+
+
+def _winner(numerators: tuple[int, ...]) -> int:
+    most = max(numerators)
+    return numerators.index(most) if numerators.count(most) == 1 else -1

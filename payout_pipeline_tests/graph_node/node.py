@@ -30,17 +30,21 @@ SUBGRAPHS = ("positions", "pnl")
 ROOM = Path(__file__).parents[2] / os.environ.get("GRAPH_NODE_DIR", "runtime/graph-node")
 SOURCES = Path(__file__).parent
 PASSWORD = "only-for-this-test"
-START_SECONDS = 90.0
+START_SECONDS = 240.0
 
 
 class GraphNode:
     """``with GraphNode(tmp_path, chain) as node: node.load("positions", rows); … node.url("positions")``"""
 
-    def __init__(self, directory: Path, chain: Chain) -> None:
+    def __init__(self, directory: Path, chain: Chain, *, statement_timeout: int | None = None) -> None:
+        """``statement_timeout``: seconds after which PostgreSQL cancels a statement; None for never."""
         self.directory = directory
+        self.statement_timeout = statement_timeout
         self.chain = chain
         self._stack = contextlib.ExitStack()
         self._database_port = free_port()
+        self._start_database: Callable[[], None]
+        self._stop_database: Callable[[], None]
         self._ports = {name: free_port() for name in ("http", "index-node", "admin", "metrics")}
 
     def url(self, name: str) -> str:
@@ -79,11 +83,29 @@ class GraphNode:
         self.sql(statement, "\n".join(lines) + "\n")
         self.sql(f"analyze {schema}.condition")
 
+    @contextlib.contextmanager
+    def locked(self, name: str) -> Iterator[None]:
+        """A subgraph's table is locked by somebody else, so that every query for it waits."""
+        statement = f"begin; lock table sgd{self._schema_number(name)}.condition in access exclusive mode; select 1;"
+        command = ["psql", "-qAtX", "-d", self._database_url()]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            if process.stdin is None or process.stdout is None:
+                raise RuntimeError("psql has no pipes")
+            process.stdin.write(f"{statement}\n")
+            process.stdin.flush()
+            if process.stdout.readline().strip() != "1":
+                raise RuntimeError("the table could not be locked")
+            try:
+                yield
+            finally:
+                process.stdin.close()
+                process.wait(30)
+
     def sql(self, statement: str, rows: str = "") -> str:
         """Runs a statement in graph-node's database; ``rows`` is its standard input."""
         url = self._database_url()
         command = ["psql", "-qAtX", "-v", "ON_ERROR_STOP=1", "-d", url, "-c", statement]
-        done = subprocess.run(command, input=rows, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(command, input=rows, capture_output=True, text=True, timeout=300, check=False)
         if done.returncode:
             raise RuntimeError(f"psql: {done.stderr.strip()}")
         return done.stdout.strip()
@@ -109,19 +131,32 @@ class GraphNode:
         data = str(home / "data")
         said = self.directory / "postgres.log"
         options = f"-p {self._database_port} -c listen_addresses=127.0.0.1 -k '' -c fsync=off"
+        self._start_database = lambda: _postgres(
+            said, "pg_ctl", "-D", data, "-w", "-t", "60", "-l", str(home / "log"), "-o", options, "start"
+        )
+        self._stop_database = lambda: _postgres(said, "pg_ctl", "-D", data, "-m", "immediate", "-w", "stop")
         try:
             initdb = ("-D", data, "--locale=C", "-E", "UTF8", "-U", "postgres", "-A", "scram-sha-256")
             _postgres(said, "initdb", *initdb, f"--pwfile={password}")
-            _postgres(said, "pg_ctl", "-D", data, "-w", "-t", "60", "-l", str(home / "log"), "-o", options, "start")
+            self._start_database()
             try:
                 maintenance = self._database_url().replace("/graph", "/postgres")
                 create = "create database graph template template0 encoding 'UTF8' lc_collate 'C' lc_ctype 'C'"
                 subprocess.run(["psql", "-qX", "-d", maintenance, "-c", create], check=True, timeout=60)
                 yield
             finally:
-                _postgres(said, "pg_ctl", "-D", data, "-m", "immediate", "-w", "stop")
+                self._stop_database()
         finally:
             shutil.rmtree(home, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def without_database(self) -> Iterator[None]:
+        """PostgreSQL is gone for a while."""
+        self._stop_database()
+        try:
+            yield
+        finally:
+            self._start_database()
 
     @contextlib.contextmanager
     def _process(self, chain_url: str) -> Iterator[None]:
@@ -131,13 +166,15 @@ class GraphNode:
             "PATH": os.pathsep.join([*map(str, binaries), os.environ["PATH"]]),
             "GRAPH_LOG": "info",
         }
+        if self.statement_timeout is not None:
+            environment["GRAPH_SQL_STATEMENT_TIMEOUT"] = str(self.statement_timeout)
         for name in SUBGRAPHS:
             place = self.directory / name
             shutil.copytree(SOURCES / name, place)
             (place / "node_modules").symlink_to(ROOM / "node_modules")
             for step in ("codegen", "build"):
                 done = subprocess.run(
-                    ["gnd", step], cwd=place, env=environment, capture_output=True, text=True, timeout=120, check=False
+                    ["gnd", step], cwd=place, env=environment, capture_output=True, text=True, timeout=300, check=False
                 )
                 if done.returncode:
                     raise RuntimeError(f"gnd {step} of {name}: {done.stdout}{done.stderr}")
@@ -212,7 +249,7 @@ def _postgres(said: Path, program: str, *arguments: str) -> None:
         command = ["runuser", "-u", "postgres", "--", *command]
     # A file, because the server that pg_ctl starts would keep a pipe open for ever.
     with said.open("ab") as output:
-        done = subprocess.run(command, cwd="/", stdout=output, stderr=output, timeout=120, check=False)
+        done = subprocess.run(command, cwd="/", stdout=output, stderr=output, timeout=300, check=False)
     if done.returncode:
         raise RuntimeError(f"{program} ended with {done.returncode}:\n{said.read_text()[-2000:]}")
 
