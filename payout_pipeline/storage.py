@@ -120,7 +120,7 @@ class Store(ABC):
 
     @abstractmethod
     def check_writable(self) -> None:
-        """Make the root if it is missing, and write, read and remove a small file in it.
+        """Make the root if it is missing, and write and remove a small file in it.
 
         Raises:
             StorageError: that cannot be done; says what to do.
@@ -181,7 +181,7 @@ class LocalStore(Store):
     @contextlib.contextmanager
     def _writing(self, key: str, need: int | None) -> Iterator[IO[bytes]]:
         path = self._path(key)
-        temporary = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.{_TOKEN}-{next(_COUNTER)}.tmp")
+        temporary = path.with_name(_temporary_name(path.name))
         with _storage_errors("write", path, need):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -259,7 +259,9 @@ class LocalStore(Store):
     def check_writable(self) -> None:
         with _storage_errors("write", self.root, 1):
             self.root.mkdir(parents=True, exist_ok=True)
-            probe = f"probe-{_host()}-{os.getpid()}-{next(_COUNTER)}"
+            self.clean()
+            # Named like a temporary file, so that it is cleaned up after a death right here.
+            probe = _temporary_name("probe")
             self.write(probe, b"probe")
             self.delete(probe)
 
@@ -282,6 +284,11 @@ class LocalStore(Store):
                 Path(entry.path).unlink()
                 if log is not None:
                     log(f"removed {entry.path}, half-written by process {pid}, which is gone")
+
+
+def _temporary_name(name: str) -> str:
+    """The name of a file that is being written; `LocalStore.clean` recognises it."""
+    return f".{name}.{_host()}.{os.getpid()}.{_TOKEN}-{next(_COUNTER)}.tmp"
 
 
 def _host() -> str:
