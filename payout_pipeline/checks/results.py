@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from payout_pipeline.scrub import scrub
+from payout_pipeline.scrub import escape_controls, scrub
 from payout_pipeline.verification import Severity, Table, Value, Verdict
 
 if TYPE_CHECKING:
@@ -27,6 +27,11 @@ _SEVERITIES = {Severity.ERROR: dg.AssetCheckSeverity.ERROR, Severity.WARN: dg.As
 _FENCE = "```sql\n"
 
 
+def _clean(text: str) -> str:
+    """Without secrets, and without characters that could steer a terminal or reorder a line; lines stay lines."""
+    return "\n".join(escape_controls(line) for line in scrub(text).split("\n"))
+
+
 def _typed(value: Value) -> dg.MetadataValue[Any]:
     """The value with its own type: MetadataValue.float(0) is an error, and a bool is an int to Python."""
     if isinstance(value, bool):
@@ -36,7 +41,7 @@ def _typed(value: Value) -> dg.MetadataValue[Any]:
         return dg.MetadataValue.int(value) if abs(value) < 2**53 else dg.MetadataValue.text(str(value))
     if isinstance(value, float):
         return dg.MetadataValue.float(value)
-    return dg.MetadataValue.text(scrub(value))
+    return dg.MetadataValue.text(_clean(value))
 
 
 def _table(table: Table) -> dg.MetadataValue[Any]:
@@ -48,7 +53,7 @@ def _table(table: Table) -> dg.MetadataValue[Any]:
     records = [
         dg.TableRecord(
             {
-                name: scrub(cell) if isinstance(cell, str) else cell
+                name: _clean(cell) if isinstance(cell, str) else cell
                 for name, cell in zip(table.columns, row, strict=True)
             }
         )
@@ -68,17 +73,17 @@ def to_result(verdict: Verdict, asset: str, fingerprint: str, scope: str) -> dg.
     for table in verdict.tables:
         metadata[table.title] = _table(table)
     if verdict.repair:
-        metadata[REPAIR] = dg.MetadataValue.md(scrub(verdict.repair))
+        metadata[REPAIR] = dg.MetadataValue.md(_clean(verdict.repair))
     if verdict.sql:
-        metadata[SQL] = dg.MetadataValue.md(f"{_FENCE}{scrub(verdict.sql.strip())}\n```")
+        metadata[SQL] = dg.MetadataValue.md(f"{_FENCE}{_clean(verdict.sql.strip())}\n```")
     metadata[INPUT] = dg.MetadataValue.text(fingerprint)
-    metadata[SCOPE] = dg.MetadataValue.text(scrub(scope))
+    metadata[SCOPE] = dg.MetadataValue.text(_clean(scope))
     return dg.AssetCheckResult(
         asset_key=asset,
         check_name=verdict.check,
         passed=verdict.passed,
         severity=_SEVERITIES[verdict.severity],
-        description=scrub(verdict.description),
+        description=_clean(verdict.description),
         metadata=metadata,
     )
 

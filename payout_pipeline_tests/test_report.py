@@ -1,0 +1,378 @@
+"""The success report over real Dagster runs: what counts as a pass, what stays failed, what the exit code says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from html.parser import HTMLParser
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from payout_pipeline.checks.catalogue import FETCHED, STORED, VIEW, catalogue, checks_of
+from payout_pipeline.checks.history import CheckStatus, State, latest_statuses
+from payout_pipeline.checks.results import from_evaluation, to_result
+from payout_pipeline.definitions import build_defs
+from payout_pipeline.jobs import VIEW_JOB, WORKER_JOB
+from payout_pipeline.report import Report, build_report, render
+from payout_pipeline.report_commands import report as report_command
+from payout_pipeline.report_html import Plots, RequestPoint, gather_plots, page
+from payout_pipeline.scrub import register_secret
+from payout_pipeline.settings import VARIABLES, RateLimit, Settings
+from payout_pipeline.subgraph.server import SubgraphConfig, SubgraphServer
+from payout_pipeline.verification import Severity, Table, Verdict
+from payout_pipeline_tests.report_fixtures import (  # noqa: F401 - fixtures
+    IDS,
+    House,
+    answer,
+    condition,
+    finished,
+    house,
+    runtime,
+)
+
+KEYS = ("worker_1_of_2", "worker_2_of_2")
+
+
+@dataclass
+class Backfill:
+    """The pipeline's own definitions against a local subgraph, on a Dagster instance of the test."""
+
+    house: House
+    subgraph: SubgraphServer
+    defs: dg.Definitions
+
+    @property
+    def settings(self) -> Settings:
+        return self.house.settings
+
+    def run(self, job: str, key: str | None = None) -> dg.ExecuteInProcessResult:
+        return self.defs.resolve_job_def(job).execute_in_process(
+            instance=self.house.instance, partition_key=key, raise_on_error=False
+        )
+
+    def check(self, key: str) -> dg.ExecuteInProcessResult:
+        """Make the checks of a worker's rows again, without loading, as the button of the UI does."""
+        job = self.defs.resolve_implicit_global_asset_job_def().get_subset(
+            asset_selection=frozenset(),
+            asset_check_selection={dg.AssetCheckKey(dg.AssetKey(STORED), "stored_equals_fetched")},
+        )
+        return job.execute_in_process(
+            instance=self.house.instance, tags={"dagster/partition": key}, raise_on_error=False
+        )
+
+    def run_all(self) -> Backfill:
+        for key in KEYS:
+            assert self.run(WORKER_JOB, key).success
+        assert self.run(VIEW_JOB).success
+        return self
+
+    def report(self, **changes: Any) -> Report:
+        return build_report(self.settings.model_copy(update=changes), self.house.instance)
+
+
+@pytest.fixture(scope="module")
+def subgraph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SubgraphServer]:
+    """The answers of the house, served."""
+    directory = tmp_path_factory.mktemp("subgraph")
+    decimals = {0: '["1","0"]', 1: '["0","1"]', 2: '["0.5","0.5"]', 3: '["0.54","0.46"]'}
+    known = [
+        f'{condition(n)},"{text.replace(chr(34), chr(34) * 2)}",' for n in range(IDS) if (text := decimals.get(n % 6))
+    ]
+    (directory / "known.csv").write_text("condition_id,payouts,resolved_at\n" + "\n".join(known) + "\n")
+    (directory / "open.txt").write_text("\n".join(condition(n) for n in range(IDS) if answer(n) is None) + "\n")
+    with SubgraphServer(SubgraphConfig(directory / "known.csv", directory / "open.txt")) as server:
+        yield server
+
+
+@pytest.fixture
+def backfill(house: House, subgraph: SubgraphServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backfill]:  # noqa: F811
+    """Nothing run yet."""
+    settings = house.settings.model_copy(
+        update={
+            "goldsky_endpoint": subgraph.url,
+            "goldsky_max_retries": 0,
+            "goldsky_rate_limit": RateLimit(requests=10_000, seconds=1),
+        }
+    )
+    house.settings = settings
+    for field, variable in VARIABLES.items():
+        value = getattr(settings, field)
+        if value not in (None, False):
+            monkeypatch.setenv(variable, str(value))
+    yield Backfill(house, subgraph, build_defs(settings))
+    subgraph.faults.clear()
+
+
+def states(report: Report) -> dict[tuple[str, str | None], State]:
+    return {(status.info.name, status.partition): status.state for status in report.statuses}
+
+
+def status_of(report: Report, check: str, partition: str | None = None) -> CheckStatus:
+    return next(s for s in report.statuses if (s.info.name, s.partition) == (check, partition))
+
+
+def text_of(report: Report, width: int = 160) -> str:
+    out = StringIO()
+    render(report, Console(file=out, width=width, highlight=False))
+    return out.getvalue()
+
+
+# ------------------------------------------------------------------------------------------------- what it says
+
+
+def test_a_finished_backfill_is_a_success_with_every_check_of_every_worker(backfill: Backfill) -> None:
+    report = backfill.run_all().report()
+    assert report.exit_code == 0
+    assert set(states(report).values()) == {State.PASSED}
+    workers = len(checks_of(FETCHED, backfill.settings)) + len(checks_of(STORED, backfill.settings))
+    assert len(report.statuses) == 2 * workers + len(checks_of(VIEW, backfill.settings)) == 18
+    assert report.headline == "SUCCESS: 18 of 18 checks passed for today's input"
+    text = text_of(report)
+    assert "16 of 24 conditions have a payout vector from goldsky-api (66.66 %); at least 16 were expected." in text
+    assert all(info.name in text for info in catalogue(backfill.settings))
+
+
+def test_before_anything_ran_every_check_is_missing_and_says_how_to_run_it(backfill: Backfill) -> None:
+    report = backfill.report()
+    assert report.exit_code == 1
+    assert set(states(report).values()) == {State.NEVER}
+    text = text_of(report)
+    assert "NOT A SUCCESS: 15 ERROR checks without a pass (15 never ran); 0 of 18 passed; 3 warnings" in text
+    assert "payout-pipeline backfill --workers 1,2" in text
+
+
+def test_a_failed_worker_stays_failed_after_another_one_passed(backfill: Backfill) -> None:
+    assert backfill.run(WORKER_JOB, KEYS[0]).success
+    backfill.house.run(f"DELETE FROM {{db}}.resolutions_external_ingest WHERE condition_id = '{condition(3)}'")
+    assert not backfill.check(KEYS[0]).success, "a run whose ERROR check fails is a failed run"
+    assert backfill.run(WORKER_JOB, KEYS[1]).success
+    report = backfill.report()
+    assert status_of(report, "stored_equals_fetched", KEYS[0]).state is State.FAILED
+    assert status_of(report, "stored_equals_fetched", KEYS[1]).state is State.PASSED
+    assert report.exit_code == 1
+    worst = report.worst_first[0]
+    assert (worst.info.name, worst.partition) == ("stored_equals_fetched", KEYS[0])
+    text = text_of(report)
+    assert "1 missing" in text
+    assert condition(3) in text
+    assert not backfill.run(VIEW_JOB).success
+    assert (
+        "worker_1_of_2: failed stored_equals_fetched" in status_of(backfill.report(), "all_workers_complete").sentence
+    )
+    # Materializing again heals the table, and the status with it.
+    assert backfill.run(WORKER_JOB, KEYS[0]).success
+    assert backfill.run(VIEW_JOB).success
+    assert backfill.report().exit_code == 0
+
+
+def test_a_changed_input_file_makes_every_check_of_the_changed_worker_one_that_never_ran(backfill: Backfill) -> None:
+    backfill.run_all()
+    path = backfill.settings.condition_ids_file
+    path.write_text("\n".join([*path.read_text().splitlines()[:-1], condition(999)]))
+    report = backfill.report()
+    assert report.exit_code == 1
+    assert status_of(report, "every_id_accounted_for", KEYS[0]).state is State.PASSED
+    changed = status_of(report, "every_id_accounted_for", KEYS[1])
+    assert changed.state is State.OUTDATED
+    assert "Never ran for today's input" in changed.sentence
+    assert status_of(report, "unique_conditions").state is State.OUTDATED
+
+
+def test_another_spelling_of_the_same_ids_is_the_same_input(backfill: Backfill) -> None:
+    backfill.run_all()
+    path = backfill.settings.condition_ids_file
+    path.write_text("".join(f"  0x{line.upper()}\r\n" for line in path.read_text().splitlines()))
+    assert backfill.report().exit_code == 0
+
+
+def test_another_number_of_workers_or_another_table_is_no_success_yet(backfill: Backfill) -> None:
+    backfill.run_all()
+    assert backfill.report(workers=3).exit_code == 1
+    other = backfill.report(target_table=f"{backfill.house.database}.another")
+    assert status_of(other, "stored_equals_fetched", KEYS[0]).state is State.OUTDATED
+    assert status_of(other, "every_id_accounted_for", KEYS[0]).state is State.PASSED
+    assert other.exit_code == 1
+
+
+def test_a_stale_source_is_a_warning_and_no_failure(backfill: Backfill) -> None:
+    backfill.subgraph.faults.add("stale_head", seconds=5 * 86_400)
+    report = backfill.run_all().report()
+    assert status_of(report, "source_is_fresh", KEYS[0]).state is State.FAILED
+    assert report.exit_code == 0
+    assert report.headline == "SUCCESS: 16 of 18 checks passed for today's input; 2 warnings"
+    assert "5 d 0 h old" in text_of(report)
+
+
+def test_a_materialization_without_its_checks_makes_the_former_checks_outdated(backfill: Backfill) -> None:
+    backfill.run_all()
+    backfill.house.materialized(STORED, 1)
+    report = backfill.report()
+    assert status_of(report, "stored_equals_fetched", KEYS[0]).state is State.OUTDATED
+    assert "materialized again since" in status_of(report, "stored_equals_fetched", KEYS[0]).reason
+    assert status_of(report, "stored_equals_fetched", KEYS[1]).state is State.PASSED
+    assert report.exit_code == 1
+
+
+def test_a_run_that_died_leaves_checks_that_were_not_made(backfill: Backfill) -> None:
+    backfill.run_all()
+    backfill.subgraph.faults.add("status", status=404, text="gone")
+    assert not backfill.run(WORKER_JOB, KEYS[0]).success
+    report = backfill.report()
+    assert status_of(report, "every_id_accounted_for", KEYS[0]).state is State.NOT_MADE
+    assert "before the check could be made" in text_of(report)
+    assert report.exit_code == 1
+
+
+# ------------------------------------------------------------------------------------------------------- its forms
+
+
+def test_the_json_has_every_check_with_its_numbers_tables_and_statement(backfill: Backfill) -> None:
+    found = json.loads(json.dumps(backfill.run_all().report().as_json()))
+    assert (found["exit_code"], found["input"]["ids"], found["input"]["workers"]) == (0, IDS, 2)
+    checks = {(check["check"], check["partition"]): check for check in found["checks"]}
+    unique = checks["unique_conditions", None]
+    assert (unique["expected"], unique["actual"], unique["state"], unique["severity"]) == (16, 16, "passed", "ERROR")
+    assert "uniqExact" in unique["sql"]
+    assert unique["tables"][0]["rows"] == [["goldsky-api", 16, 16]]
+    assert checks["every_id_accounted_for", KEYS[0]]["facts"]["unresolved"] == 2
+    assert unique["at"].endswith("+00:00")
+
+
+def test_the_command_exits_1_until_the_backfill_is_done_and_0_afterwards(
+    backfill: Backfill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    with dg.DagsterInstance.get() as instance:
+        backfill.house.instance = instance
+        first = CliRunner().invoke(report_command, ["--json"])
+        assert first.exit_code == 1
+        assert json.loads(first.output)["exit_code"] == 1
+        backfill.run_all()
+    second = CliRunner().invoke(report_command, ["--html", str(tmp_path / "deep" / "report.html")])
+    assert second.exit_code == 0, second.output
+    assert "SUCCESS: 18 of 18 checks passed" in second.output
+    assert "SUCCESS" in (tmp_path / "deep" / "report.html").read_text()
+
+
+class _Tags(HTMLParser):
+    """Counts tags, and collects everything that would be loaded from elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: dict[str, int] = {}
+        self.loaded: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] = self.tags.get(tag, 0) + 1
+        self.loaded += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "data")]
+
+
+def parsed(text: str) -> _Tags:
+    tags = _Tags()
+    tags.feed(text)
+    return tags
+
+
+def test_the_page_is_self_contained_and_draws_what_was_fetched(backfill: Backfill) -> None:
+    report = backfill.run_all().report()
+    plots = gather_plots(backfill.settings, report)
+    assert dict(plots.shapes) == {"[1, 0]/1": 4, "[0, 1]/1": 4, "[1, 1]/2": 4, "[27, 23]/50": 4}
+    assert dict(plots.coverage)["view after the rebuild"] == 16
+    assert [sum(counts.values()) for _, counts in plots.statuses] == [12, 12]
+    assert sum(point.requests for point in plots.requests) == 6, "12 ids a worker in batches of 5"
+    text = page(report, plots)
+    tags = parsed(text)
+    assert tags.loaded == []
+    assert tags.tags["svg"] == 4
+    assert "script" not in tags.tags
+    assert "SUCCESS: 18 of 18 checks passed" in text
+
+
+def test_what_comes_from_an_answer_is_escaped_in_the_page_and_on_the_terminal(finished: House) -> None:  # noqa: F811
+    evil = "<script>alert(1)</script>[bold]&\x1b[31m"
+    verdict = Verdict(
+        "error_rate", False, Severity.ERROR, f"1 id failed: {evil}", 0.01, 1.0,
+        tables=(Table("failed ids", ("condition_id", "error"), ((condition(1), evil),)),), repair=f"look at {evil}",
+    )  # fmt: skip
+    finished.checked(verdict, 1)
+    report = build_report(finished.settings, finished.instance)
+    text = page(report, Plots(shapes=[(evil, 1)], statuses=[(evil, {evil: 1})], requests=[RequestPoint(1, 1, 1)]))
+    assert "script" not in parsed(text).tags
+    assert "&lt;script&gt;" in text
+    shown = text_of(report)
+    assert "[bold]" in shown, "markup of an answer is text, not style"
+    assert "\x1b[31m" not in shown
+
+
+def test_a_wide_table_keeps_ids_whole_where_the_output_is_no_terminal(backfill: Backfill) -> None:
+    text = text_of(backfill.run_all().report(), width=60)
+    sampled = [line for line in text.splitlines() if "[0,1]" in line]
+    assert any(condition(number) in line for line in sampled for number in range(IDS))
+
+
+# ---------------------------------------------------------------------------------------------- Dagster and back
+
+VALUES = st.one_of(
+    st.integers(-(2**53) + 1, 2**53 - 1),
+    st.booleans(),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.text("abc äß\n<>[]", max_size=20),
+)
+
+
+@given(VALUES, VALUES, st.dictionaries(st.sampled_from(["a", "b"]), VALUES), st.booleans())
+def test_a_verdict_comes_back_from_dagster_as_it_went_in(
+    expected: Any, actual: Any, facts: dict[str, Any], passed: bool
+) -> None:
+    verdict = Verdict(
+        "error_rate", passed, Severity.WARN, "A sentence.", expected, actual,
+        tables=(Table("rows", ("x", "y"), (("1", 2), ("3", 4))),), sql="SELECT 1", repair="Do it.", facts=facts,
+    )  # fmt: skip
+    result = to_result(verdict, FETCHED, "f" * 64, "here")
+    evaluation = dg.AssetCheckEvaluation(
+        asset_key=dg.AssetKey(FETCHED), check_name="error_rate", passed=passed, metadata=result.metadata,
+        severity=result.severity, description=result.description,
+    )  # fmt: skip
+    assert from_evaluation(evaluation) == (verdict, "f" * 64, "here")
+
+
+def test_numbers_beyond_what_javascript_keeps_are_sent_as_text() -> None:
+    result = to_result(Verdict("error_rate", True, Severity.ERROR, "s", 2**64, 0.0), FETCHED, "", "")
+    assert result.metadata["expected"] == dg.MetadataValue.text(str(2**64))
+    assert result.metadata["actual"] == dg.MetadataValue.float(0.0)
+
+
+def test_secrets_are_scrubbed_from_everything_a_check_says() -> None:
+    register_secret("canary-5ecret-value")
+    leaked = "token canary-5ecret-value was refused"
+    result = to_result(
+        Verdict(
+            "error_rate", False, Severity.ERROR, leaked, leaked, leaked,
+            tables=(Table("t", ("error",), ((leaked,),)),), sql=leaked, repair=leaked, facts={"fact": leaked},
+        ),
+        FETCHED, "f", leaked,
+    )  # fmt: skip
+    assert "canary-5ecret-value" not in repr(result)
+
+
+def test_checks_have_a_status_per_partition_and_no_partition_without_one(backfill: Backfill) -> None:
+    assert backfill.run(WORKER_JOB, KEYS[1]).success
+    worklist = backfill.house.worklist
+    found = latest_statuses(backfill.house.instance, backfill.settings, worklist, (FETCHED,))
+    assert [(s.partition, s.state) for s in found if s.info.name == "error_rate"] == [
+        (KEYS[0], State.NEVER),
+        (KEYS[1], State.PASSED),
+    ]
+    at = found[-1].at
+    assert at is not None
+    assert abs((datetime.now(timezone.utc) - at).total_seconds()) < 120
