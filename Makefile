@@ -5,6 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export DAGSTER_HOME ?= $(CURDIR)
+PORT ?= 3000
 SEED ?=
 N ?= 20
 
@@ -20,13 +21,15 @@ $(STAMP): requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@grep -q DAGSTER_MODULE_NAME $(BIN)/activate || printf '\n%s\n%s\n' \
+		'export DAGSTER_HOME="$${DAGSTER_HOME:-$(CURDIR)}"' 'export DAGSTER_MODULE_NAME=payout_pipeline.definitions' >> $(BIN)/activate
 	@touch $@
 
 demo: $(STAMP)
 	$(BIN)/payout-pipeline demo
 
 ui: $(STAMP)
-	$(BIN)/dagster dev --host 127.0.0.1 --port 3000
+	env -u DAGSTER_MODULE_NAME $(BIN)/dagster dev --host 127.0.0.1 --port $(PORT) -w workspace.yaml
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow and not ui and not graph_node and not cluster" -n 2 --dist loadgroup
