@@ -76,6 +76,8 @@ class Evidence:
     """Batches that one interruption may cost, over all workers."""
     complete: bool = True
     """Whether everything should be done by now; otherwise what is there must be right as far as it goes."""
+    newest_only: bool = False
+    """Compare the newest version of each row (FINAL): somebody has changed rows by hand, and healing adds versions."""
     more: list[Violation] = field(default_factory=list)
 
 
@@ -83,9 +85,10 @@ def judge(evidence: Evidence) -> list[Violation]:
     """Everything that is wrong; empty if nothing is."""
     found = list(evidence.more)
     found += [Violation("O7", text) for text in evidence.overdue]
-    found += _stored(evidence)
+    there = _existing(evidence)
+    found += _stored(evidence, there)
     if evidence.complete:
-        found += _view(evidence)
+        found += _view(evidence, there)
     found += _ledgers(evidence)
     found += _exits(evidence)
     found += _requests(evidence)
@@ -123,22 +126,29 @@ def _difference(rule: str, what: str, got: Counter[Any], expected: Counter[Any],
     return [Violation(rule, f"{what}: {problem}") for problem in problems]
 
 
-def _exists(evidence: Evidence, name: str) -> bool:
-    database, _, table = name.partition(".")
-    there = evidence.rows(f"SELECT count() AS n FROM system.tables WHERE database = '{database}' AND name = '{table}'")
-    return int(there[0]["n"]) > 0
+def _existing(evidence: Evidence) -> set[str]:
+    """Which of the target table and the view are there."""
+    names = ", ".join(f"'{name}'" for name in (evidence.target, evidence.view))
+    found = evidence.rows(
+        f"SELECT database || '.' || name AS full_name FROM system.tables WHERE database || '.' || name IN ({names})"
+    )
+    return {str(row["full_name"]) for row in found}
 
 
-def _stored(evidence: Evidence) -> list[Violation]:
-    if not _exists(evidence, evidence.target):
+def _stored(evidence: Evidence, there: set[str]) -> list[Violation]:
+    if evidence.target not in there:
         return [Violation("O1", f"{evidence.target} does not exist")] if evidence.complete else []
     rows = evidence.rows(
         "SELECT condition_id, payout_numerators, payout_denominator, winning_index, source, "
-        f"block_number FROM {evidence.target}"
+        f"block_number FROM {evidence.target}{' FINAL' if evidence.newest_only else ''}"
     )
     got = Counter(vector_row(row) for row in rows)
     found = _difference(
-        "O1", f"raw rows of {evidence.target}", got, expected_rows(evidence.truth.resolved), subset=not evidence.complete
+        "O1",
+        f"raw rows of {evidence.target}",
+        got,
+        expected_rows(evidence.truth.resolved),
+        subset=not evidence.complete,
     )
     foreign = Counter(str(row.get("source")) for row in rows) - Counter({"goldsky-api": len(rows)})
     if foreign:
@@ -146,15 +156,21 @@ def _stored(evidence: Evidence) -> list[Violation]:
     return found
 
 
-def _view(evidence: Evidence) -> list[Violation]:
-    if not _exists(evidence, evidence.view):
+def _view(evidence: Evidence, there: set[str]) -> list[Violation]:
+    if evidence.view not in there:
         return [Violation("O2", f"{evidence.view} does not exist")]
-    rows = evidence.rows(f"SELECT condition_id, payout_numerators, payout_denominator, winning_index FROM {evidence.view}")
+    rows = evidence.rows(
+        f"SELECT condition_id, payout_numerators, payout_denominator, winning_index FROM {evidence.view}"
+    )
     per_id = Counter(str(row["condition_id"]) for row in rows)
     twice = [identity for identity, count in per_id.items() if count > 1]
-    found = [Violation("O2", f"{len(twice)} conditions more than once in the view, such as {twice[0]}")] if twice else []
+    found = (
+        [Violation("O2", f"{len(twice)} conditions more than once in the view, such as {twice[0]}")] if twice else []
+    )
     got = Counter(vector_row(row) for row in rows)
-    return found + _difference("O1", f"rows of {evidence.view}", got, expected_rows(evidence.truth.resolved), subset=False)
+    return found + _difference(
+        "O1", f"rows of {evidence.view}", got, expected_rows(evidence.truth.resolved), subset=False
+    )
 
 
 def ledger_rows(runtime: Path, workers: int) -> list[dict[str, Any]]:
@@ -182,7 +198,9 @@ def _ledgers(evidence: Evidence) -> list[Violation]:
         found.append(Violation("O3", f"{len(twice)} ids stand in the ledgers more than once, such as {twice[0]}"))
     strange = seen.keys() - expected.keys()
     if strange:
-        found.append(Violation("O3", f"{len(strange)} ids in the ledgers that nobody asked for, such as {min(strange)}"))
+        found.append(
+            Violation("O3", f"{len(strange)} ids in the ledgers that nobody asked for, such as {min(strange)}")
+        )
     missing = expected.keys() - seen.keys()
     if missing and evidence.complete:
         found.append(Violation("O3", f"{len(missing)} of {len(expected)} ids in no ledger, such as {min(missing)}"))
@@ -197,10 +215,14 @@ def _ledgers(evidence: Evidence) -> list[Violation]:
         for row in rows
         if row["status"] == "resolved"
     }
-    unequal = [i for i, vector in vectors.items() if i in evidence.truth.resolved and evidence.truth.resolved[i] != vector]
+    unequal = [
+        i for i, vector in vectors.items() if i in evidence.truth.resolved and evidence.truth.resolved[i] != vector
+    ]
     if unequal:
         found.append(
-            Violation("O1", f"{len(unequal)} vectors differ in the ledgers, such as {unequal[0]}: {vectors[unequal[0]]}")
+            Violation(
+                "O1", f"{len(unequal)} vectors differ in the ledgers, such as {unequal[0]}: {vectors[unequal[0]]}"
+            )
         )
     return found
 

@@ -106,7 +106,11 @@ class Nursery:
         self._lock = threading.Lock()
 
     def __enter__(self) -> Nursery:
-        env = {name: value for name, value in os.environ.items() if not name.startswith(("PAYOUT_", "GOLDSKY_", "CLICKHOUSE_"))}
+        env = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("PAYOUT_", "GOLDSKY_", "CLICKHOUSE_"))
+        }
         self._process = subprocess.Popen(
             [sys.executable, "-m", "payout_pipeline_tests.chaos.nursery"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=env,
@@ -129,7 +133,9 @@ class Nursery:
             except subprocess.TimeoutExpired:
                 self._process.kill()
 
-    def start(self, argv: Sequence[str], env: Mapping[str, str], cwd: Path, out: Path, *, cold: bool = False) -> Running:
+    def start(
+        self, argv: Sequence[str], env: Mapping[str, str], cwd: Path, out: Path, *, cold: bool = False
+    ) -> Running:
         """Start ``payout-pipeline argv``; ``cold`` executes the console script anew instead of forking."""
         if cold:
             return self._start_cold(argv, env, cwd, out)

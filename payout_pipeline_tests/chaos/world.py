@@ -66,13 +66,19 @@ class World:
         return running
 
     def rows(self, sql: str) -> list[dict[str, Any]]:
-        """Rows as a user reads them: through ``payout-pipeline sql``."""
+        """Rows as a user reads them: through ``payout-pipeline sql``, from a server straight over HTTP."""
+        if self.front is not None:
+            answer = ask_front(self.front, sql + " FORMAT JSONEachRow").decode()
+            return [json.loads(line) for line in answer.splitlines()]
         done = self.run("sql", "--format", "JSONEachRow", sql)
         assert done.code == 0, done.text()
         return [json.loads(line) for line in done.text().splitlines() if line.startswith("{")]
 
     def command(self, sql: str) -> None:
         """A statement without a result, as a user would run it."""
+        if self.front is not None:
+            ask_front(self.front, sql)
+            return
         done = self.run("sql", sql)
         assert done.code == 0, done.text()
 
@@ -194,7 +200,9 @@ def _clean_environment(root: Path) -> dict[str, str]:
 
 def truth_of(ids: Path, conditions: Path) -> Truth:
     """The truth of generated data, from the shapes that it was made of."""
-    resolved = {identity: (numerators, denominator) for identity, numerators, denominator in expected_vectors(conditions)}
+    resolved = {
+        identity: (numerators, denominator) for identity, numerators, denominator in expected_vectors(conditions)
+    }
     known = [line.split(",", 1)[0] for line in conditions.read_text().splitlines()[1:]]
     unresolved = frozenset(known) - resolved.keys()
     return Truth(resolved, unresolved, frozenset(ids.read_text().split()) - frozenset(known))
