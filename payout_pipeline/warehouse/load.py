@@ -190,6 +190,27 @@ def _fetched(batch: pa.RecordBatch) -> pa.RecordBatch:
     )
 
 
+# How the rows of one id become one: FINAL has seen to it where the id is the whole key.
+_ONE_ROW_AN_ID = {
+    "own_rows": Sql("toUInt64(own)"),
+    "other_rows": Sql("toUInt64(NOT own)"),
+    "newest_ms": Sql("fetched_ms"),
+    "ours": Sql("stored_row"),
+    "theirs": Sql("stored_row"),
+    "other_source": Sql("source_name"),
+    "group_by": Sql(""),
+}
+_ROWS_GROUPED = {
+    "own_rows": Sql("countIf(own)"),
+    "other_rows": Sql("countIf(NOT own)"),
+    "newest_ms": Sql("max(fetched_ms)"),
+    "ours": Sql("argMaxIf(stored_row, fetched_ms, own)"),
+    "theirs": Sql("argMaxIf(stored_row, fetched_ms, NOT own)"),
+    "other_source": Sql("anyIf(source_name, NOT own)"),
+    "group_by": Sql("GROUP BY id"),
+}
+
+
 def _compare_sql(target: TargetTable) -> str:
     columns = target.columns
     inner = number_type(element_type(columns["payout_numerators"]) or "")
@@ -219,6 +240,7 @@ def _compare_sql(target: TargetTable) -> str:
         resolved_at=Sql(resolved),
         fetched_ms=Sql(fetched),
         only_own=Sql("" if target.exclusive else "AND source = {source:String}"),
+        **(_ONE_ROW_AN_ID if target.exclusive and target.replaces else _ROWS_GROUPED),
     )
 
 

@@ -6,28 +6,31 @@ WITH stored AS
 (
     SELECT
         id,
-        countIf(own) AS own_rows,
-        countIf(NOT own) AS other_rows,
-        max(fetched_ms) AS newest_ms,
-        argMaxIf(tuple(numerators, denominator, winning, resolved, shown), fetched_ms, own) AS ours,
-        argMaxIf(tuple(numerators, denominator, winning, resolved, shown), fetched_ms, NOT own) AS theirs,
-        anyIf(source_name, NOT own) AS other_source
+        ${own_rows} AS own_rows,
+        ${other_rows} AS other_rows,
+        ${newest_ms} AS newest_ms,
+        ${ours} AS ours,
+        ${theirs} AS theirs,
+        ${other_source} AS other_source
     FROM
     (
         SELECT
             toString(condition_id) AS id,
             toString(source) AS source_name,
             source_name = {source:String} AS own,
-            ${numerators} AS numerators,
-            ${denominator} AS denominator,
-            toInt64(winning_index) AS winning,
-            ${resolved_at} AS resolved,
             ${fetched_ms} AS fetched_ms,
-            concat(toString(payout_numerators), '/', toString(payout_denominator)) AS shown
+            tuple(
+                ${numerators},
+                ${denominator},
+                toInt64(winning_index),
+                ${resolved_at},
+                payout_numerators,
+                payout_denominator
+            ) AS stored_row
         FROM ${target} ${final}
         WHERE condition_id IN (SELECT condition_id FROM {fetched:Identifier}) ${only_own}
     )
-    GROUP BY id
+    ${group_by}
 )
 SELECT
     f.position AS position,
@@ -45,7 +48,9 @@ SELECT
         'conflict') AS state,
     s.newest_ms AS newest_ms,
     s.own_rows AS own_rows,
-    if(s.own_rows > 0, s.ours.5, s.theirs.5) AS shown,
+    if(s.own_rows > 0,
+        concat(toString(s.ours.5), '/', toString(s.ours.6)),
+        concat(toString(s.theirs.5), '/', toString(s.theirs.6))) AS shown,
     s.other_source AS other_source
 FROM {fetched:Identifier} AS f
 LEFT JOIN stored AS s ON s.id = f.condition_id
