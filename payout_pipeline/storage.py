@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from payout_pipeline.errors import ConfigurationError, StorageError
+from payout_pipeline.scrub import excerpt
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -377,7 +378,7 @@ class RemoteStore(Store):
         except (ImportError, ValueError, TypeError) as error:
             protocol = location.partition("://")[0]
             raise ConfigurationError(
-                f"PAYOUT_RUNTIME_DIR uses {protocol}://, which cannot be opened: {error}; "
+                f"PAYOUT_RUNTIME_DIR uses {protocol}://, which cannot be opened: {excerpt(str(error))}; "
                 "install the package for it (s3fs for s3://, gcsfs for gs://, adlfs for az://)"
             ) from error
 
@@ -393,27 +394,34 @@ class RemoteStore(Store):
 
     def write(self, key: str, data: bytes) -> None:
         with self._errors("write", key):
-            self._fs.makedirs(self._url(key).rpartition("/")[0], exist_ok=True)
-            self._fs.pipe_file(self._url(key), data)
+            try:
+                self._fs.pipe_file(self._url(key), data)
+            except FileNotFoundError:
+                # Object stores have no directories; others want them made.
+                self._make_parent(key)
+                self._fs.pipe_file(self._url(key), data)
+
+    def _make_parent(self, key: str) -> None:
+        self._fs.makedirs(self._url(key).rpartition("/")[0], exist_ok=True)
 
     @contextlib.contextmanager
     def writing(self, key: str) -> Iterator[IO[bytes]]:
         try:
-            spool = tempfile.TemporaryFile(prefix="payout-upload-")  # noqa: SIM115
+            with tempfile.NamedTemporaryFile(prefix="payout-upload-") as spool:
+                yield spool
+                spool.flush()
+                self._upload(spool.name, key)
         except OSError as error:
             raise storage_error("write", Path(tempfile.gettempdir()), error) from error
-        with spool:
+
+    def _upload(self, path: str, key: str) -> None:
+        """Put a local file there in one call: closing a remote file after a fault would put half of it."""
+        with self._errors("write", key):
             try:
-                yield spool
-                spool.seek(0)
-            except OSError as error:
-                raise storage_error("write", Path(tempfile.gettempdir()), error) from error
-            with self._errors("write", key):
-                target = self._url(key)
-                self._fs.makedirs(target.rpartition("/")[0], exist_ok=True)
-                # Object stores show an object when the upload is complete, never a part of it.
-                with self._fs.open(target, "wb") as file:
-                    shutil.copyfileobj(spool, file, 8 << 20)
+                self._fs.put_file(path, self._url(key))
+            except FileNotFoundError:
+                self._make_parent(key)
+                self._fs.put_file(path, self._url(key))
 
     def append(self, key: str, data: bytes) -> None:
         # Objects have no append; logs are small.
@@ -456,8 +464,16 @@ class RemoteStore(Store):
 
     def move(self, key: str, to: str) -> None:
         with self._errors("move", key):
-            self._fs.makedirs(self._url(to).rpartition("/")[0], exist_ok=True)
-            self._fs.mv(self._url(key), self._url(to), recursive=True)
+            # Copied and removed: object stores cannot rename. A death in between leaves both, and the move is repeated.
+            source, target = self._url(key), self._url(to)
+            if not self._fs.isdir(source):
+                self._fs.mv(source, target)
+                return
+            for path in self._fs.find(source):
+                self._fs.mv(path, join_url(target, str(path).strip("/").removeprefix(source.strip("/")).strip("/")))
+            self._fs.invalidate_cache()
+            if self._fs.exists(source):  # a file system with directories, which are empty now
+                self._fs.rm(source, recursive=True)
 
     def check_writable(self) -> None:
         probe = f"probe-{_host()}-{os.getpid()}-{next(_COUNTER)}"
@@ -488,7 +504,7 @@ class RemoteStore(Store):
         except Exception as error:
             # fsspec passes on whatever its client libraries raise; there is no common base class.
             raise StorageError(
-                f"cannot {action} {self.describe(key)}: {type(error).__name__}: {str(error)[:200]!a}; "
+                f"cannot {action} {self.describe(key)}: {type(error).__name__}: {excerpt(str(error))}; "
                 "check PAYOUT_RUNTIME_DIR, its credentials and its network"
             ) from error
 

@@ -24,10 +24,30 @@ from payout_pipeline.storage import LocalStore, Store, join, open_store, process
 _NUMBERS = itertools.count()
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(scope="session")
+def bucket() -> Iterator[str]:
+    """A bucket at an S3 stand-in, where its packages are installed."""
+    server_module = pytest.importorskip("moto.server")
+    s3fs = pytest.importorskip("s3fs")
+    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        s3fs.S3FileSystem(skip_instance_cache=True).mkdir("payouts")
+        yield "s3://payouts"
+    server.stop()
+
+
+@pytest.fixture(params=["local", "memory", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     if request.param == "local":
         return open_store(tmp_path / "runtime")
+    if request.param == "s3":
+        return open_store(f"{request.getfixturevalue('bucket')}/{next(_NUMBERS)}/runtime")
     return open_store(f"memory://bucket-{os.getpid()}-{next(_NUMBERS)}/runtime")
 
 
