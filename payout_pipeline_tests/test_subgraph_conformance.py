@@ -6,12 +6,16 @@ from __future__ import annotations
 import http.client
 import json
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from payout_pipeline.subgraph.engine import Limits
+from payout_pipeline.subgraph.chain import NEVER
+from payout_pipeline.subgraph.engine import Engine, Limits
 from payout_pipeline.subgraph.server import SubgraphConfig, SubgraphServer
 from payout_pipeline.subgraph.store import ConditionRow, ConditionStore
 from payout_pipeline_tests.subgraph_conformance import (
@@ -212,6 +216,16 @@ def test_the_older_schema_tells_when_a_condition_was_resolved() -> None:
         assert by_time == {"data": {"conditions": [{"id": cid(1)}, {"id": cid(3)}, {"id": cid(2)}]}}
 
 
+def test_a_subgraph_without_vectors_has_ids_only() -> None:
+    with serve(schema="bare") as server:
+        assert ask(server.url, "{conditions(first:1){id}}") == {"data": {"conditions": [{"id": cid(0)}]}}
+        assert ask(server.url, '{__type(name:"Condition"){fields{name}}}')["data"] == {
+            "__type": {"fields": [{"name": "id"}]}
+        }
+        refused = ask(server.url, "{conditions(where:{payouts_not:null}){id}}")
+        assert refused["errors"][0]["message"].startswith("Invalid value provided for argument `where`")
+
+
 def test_a_failed_deployment_denies_data_unless_errors_are_allowed() -> None:
     failed = [{"message": "indexing_error"}]
     with serve() as server:
@@ -232,3 +246,98 @@ def test_the_head_moves_on_when_the_chain_advances() -> None:
     growing.started_at -= 2 * 100
     with serve(chain=growing) as server:
         assert ask(server.url, "{_meta{block{number}}}")["data"]["_meta"]["block"]["number"] >= HEAD + 100
+
+
+# -- filters against a slow reading of the same rows --------------------------------------------------------------------
+
+SMALL = [
+    ConditionRow(name, payouts, created, created + 3, deleted, resolved_at=when)
+    for name, payouts, created, deleted, when in (
+        ("a", ("1", "0"), 1, NEVER, 100),
+        ("aa", None, 1, NEVER, None),
+        ("b", (), 2, NEVER, None),
+        ("c", ("0.5", "0.5"), 3, 9, 50),
+        ("d", ("0", "1"), 4, NEVER, 100),
+        ("e", None, 5, 8, None),
+        ("f", ("0.2", "0.3", "0.5"), 6, NEVER, 75),
+        ("~", ("1", "0"), 9, NEVER, None),
+    )
+]
+NAMES = st.sampled_from([row.id for row in SMALL] + ["", "b~", "zz", "A"])
+VECTORS = st.sampled_from([[], ["1"], ["0", "1"], ["1", "0"], ["0.5"], ["0.50", "0.5"], ["7"]])
+COLUMN_FILTERS = st.one_of(
+    st.dictionaries(st.sampled_from([f"id{o}" for o in ("", "_not", "_gt", "_lt", "_gte", "_lte")]), NAMES, max_size=3),
+    st.dictionaries(st.sampled_from(["id_in", "id_not_in"]), st.lists(NAMES, max_size=4), max_size=2),
+    st.dictionaries(
+        st.sampled_from([f"payouts{o}" for o in ("", "_not", "_contains", "_not_contains")]), VECTORS, max_size=2
+    ),
+    st.sampled_from([{"payouts": None}, {"payouts_not": None}]),
+    st.integers(0, 12).map(lambda block: {"_change_block": {"number_gte": block}}),
+)
+FILTERS = st.recursive(
+    COLUMN_FILTERS,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3).map(lambda parts: {"or": parts}),
+        st.lists(inner, max_size=3).map(lambda parts: {"and": parts}),
+    ),
+    max_leaves=5,
+)
+
+
+def slowly(row: ConditionRow, block: int, where: dict[str, Any]) -> bool:
+    """Whether a row matches, by the words of the list of facts."""
+    resolved = row.payouts is not None and row.resolved_block <= block
+    vector = [Decimal(text) for text in row.payouts or ()] if resolved else None
+
+    def one(key: str, value: Any) -> bool:
+        if key == "and":
+            return all(slowly(row, block, part) for part in value)
+        if key == "or":
+            return any(slowly(row, block, part) for part in value)
+        if key == "_change_block":
+            return (row.resolved_block if resolved else row.created_block) >= value["number_gte"]
+        field, _, operator = key.partition("_")
+        if field == "id":
+            return {
+                "": lambda: row.id == value,
+                "not": lambda: row.id != value,
+                "gt": lambda: row.id > value,
+                "lt": lambda: row.id < value,
+                "gte": lambda: row.id >= value,
+                "lte": lambda: row.id <= value,
+                "in": lambda: row.id in value,
+                "not_in": lambda: bool(value) and row.id not in value,
+            }[operator]()
+        if value is None:
+            return (vector is None) == (operator == "")
+        if vector is None:
+            return False
+        wanted = [Decimal(text) for text in value]
+        return {
+            "": lambda: vector == wanted,
+            "not": lambda: vector != wanted,
+            "contains": lambda: all(item in vector for item in wanted),
+            "not_contains": lambda: not any(item in vector for item in wanted),
+        }[operator]()
+
+    return all(one(key, value) for key, value in where.items())
+
+
+@pytest.fixture(scope="module")
+def small() -> Engine:
+    return Engine(ConditionStore.from_rows(SMALL), chain())
+
+
+@given(FILTERS, st.integers(0, HEAD), st.integers(1, 9), st.integers(0, 9), st.booleans())
+def test_any_filter_selects_what_a_slow_reading_selects(
+    small: Engine, where: dict[str, Any], block: int, first: int, skip: int, descending: bool
+) -> None:
+    matching = [row.id for row in SMALL if row.created_block <= block < row.deleted_block and slowly(row, block, where)]
+    expected = (matching[::-1] if descending else matching)[skip : skip + first]
+    text = (
+        "query($w:Condition_filter,$b:Int,$f:Int,$s:Int,$d:OrderDirection)"
+        "{conditions(where:$w,block:{number:$b},first:$f,skip:$s,orderBy:id,orderDirection:$d){id}}"
+    )
+    variables = {"w": where, "b": block, "f": first, "s": skip, "d": "desc" if descending else "asc"}
+    answer = json.loads(small.answer(small.read(text, variables)).body())
+    assert answer == {"data": {"conditions": [{"id": identity} for identity in expected]}}

@@ -485,7 +485,8 @@ def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path, number: sig
     conditions, unresolved = tmp_path / "conditions.csv", tmp_path / "unresolved.txt"
     conditions.write_text(f'condition_id,payouts,resolved_at\n{WANTED[0][2:]},"[""0"",""1""]",2024-11-01T16:11:08Z\n')
     unresolved.write_text(f"{WANTED[1][2:]}\n")
-    with start("--conditions", str(conditions), "--unresolved", str(unresolved), "--rate-limit", "2/60s") as process:
+    options = ["--rate-limit", "2/60s", *(["--log-ids"] if number == signal.SIGTERM else [])]
+    with start("--conditions", str(conditions), "--unresolved", str(unresolved), *options) as process:
         assert process.stdout
         line = process.stdout.readline()
         assert line.startswith("listening on http://127.0.0.1:")
@@ -496,6 +497,8 @@ def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path, number: sig
         client.ask()
         client.ask()
         assert client.status == 429
+        logged = [(entry["ids"], entry["id_count"]) for entry in client.get("/_control/log")["requests"]]
+        assert logged == [(WANTED if number == signal.SIGTERM else [], 4)] * 3
         process.send_signal(number)
         _out, errors = process.communicate(timeout=10)
         assert (process.returncode, errors) == (0, "")

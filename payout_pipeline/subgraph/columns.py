@@ -47,6 +47,8 @@ class Column:
 
 def columns_of(store: ConditionStore, schema: SchemaName) -> dict[str, Column]:
     """Every field of the schema but ``id``."""
+    if schema == "bare":
+        return {}
     if schema == "payouts":
         return {"payouts": _payouts(store)}
     unset: tuple[Any, Any] = ((), 0) if schema == "numerators" else (None, None)

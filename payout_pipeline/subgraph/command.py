@@ -36,6 +36,7 @@ from payout_pipeline.subgraph.schema import SCHEMA_NAMES
 @click.option("--token", envvar="SUBGRAPH_TOKEN", help="Bearer token that every request must carry.")
 @click.option("--advancing/--still", default=True, show_default=True, help="Whether new blocks arrive, one in 2 s.")
 @click.option("--earliest-block", default=0, show_default=True, help="Blocks before it are pruned.")
+@click.option("--log-ids", is_flag=True, help="Keep the ids of every request for GET /_control/log; takes memory.")
 @click.option("--seed", default=0, show_default=True, help="Of the jitter and of faults with a probability.")
 def subgraph_command(
     conditions: Path,
@@ -50,6 +51,7 @@ def subgraph_command(
     token: str | None,
     advancing: bool,
     earliest_block: int,
+    log_ids: bool,
     seed: int,
 ) -> None:
     """Serve a local subgraph with graph-node's behaviour over a CSV file, until Ctrl-C or SIGTERM."""
@@ -70,7 +72,7 @@ def subgraph_command(
         advancing=advancing,
         earliest_block=earliest_block,
         seed=seed,
-        log_ids=False,
+        log_ids=log_ids,
     )
     try:
         serve_forever(config, lambda url: click.echo(f"listening on {url}"))

@@ -1,4 +1,4 @@
-"""The API schema that graph-node generates for ``Condition``, in the three forms that Polymarket's subgraphs have had.
+"""The API schema that graph-node generates for ``Condition``, in the forms that Polymarket's subgraphs have had.
 
 The generation rules (root fields, filters by type, ``Block_height``, ``_Meta_``) are those of graph-node's
 ``graph/src/schema/api.rs`` and ``graph/src/schema/meta.graphql``.
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 if TYPE_CHECKING:
     from graphql import GraphQLSchema
 
-SchemaName = Literal["payouts", "numerators", "full"]
+SchemaName = Literal["payouts", "numerators", "full", "bare"]
 SCHEMA_NAMES: tuple[SchemaName, ...] = get_args(SchemaName)
 
 ENTITY = "Condition"
@@ -38,6 +38,8 @@ _FIELDS: dict[SchemaName, dict[str, str]] = {
         "payoutNumerators": "[BigInt!]",
         "payoutDenominator": "BigInt",
     },
+    # activity-, oi- and fpmm-subgraph: nothing to fetch here
+    "bare": {"id": "ID!"},
 }
 
 _LIST_OPERATORS = ("", "_not", "_contains", "_not_contains")

@@ -99,6 +99,7 @@ class SubgraphConfig:
     as an HTTP date), None (no header) or any text, sent as it is. ``latency``/``jitter``: seconds; the jitter is spread
     evenly around the latency. ``token``: bearer token that every request must have. ``chain``: head and block times,
     by default those of Polygon up to now, with ``advancing`` growing on. ``earliest_block``: what was before is pruned.
+    ``log_ids``: whether the log keeps the ids of every request, about 115 bytes each.
     """
 
     conditions: Path | None = None
@@ -136,6 +137,7 @@ class _Service:
         self.latency = config.latency
         self.jitter = config.jitter
         self.token = config.token
+        self.log_ids = config.log_ids
         self._admitted: deque[float] = deque()
 
     # -- routes -----------------------------------------------------------------------------------------------------
@@ -207,7 +209,7 @@ class _Service:
             entry.operation, entry.kinds, entry.block = read.operation_name, tuple(read.kinds), read.pinned
             ids = read.ids
             entry.id_count = len(ids)
-            if self.config.log_ids:
+            if self.log_ids:
                 entry.ids = tuple(ids)
         if not admitted:
             entry.faults = ("rate_limit",)
@@ -364,9 +366,9 @@ class _Service:
     def configure(self, changes: dict[str, Any]) -> None:
         """Applies ``{"clear": true, "clear_log": true, "faults": [{"kind": …, …}], "rate_limit": …, "latency": …}``.
 
-        Further keys: ``jitter``, ``retry_after``, ``token``, ``seed``. ``faults`` adds to what is on.
+        Further keys: ``jitter``, ``retry_after``, ``token``, ``log_ids``, ``seed``. ``faults`` adds to what is on.
         """
-        settable = {"rate_limit", "retry_after", "latency", "jitter", "token"}
+        settable = {"rate_limit", "retry_after", "latency", "jitter", "token", "log_ids"}
         unknown = changes.keys() - settable - {"clear", "clear_log", "faults", "seed"}
         if unknown:
             raise ConfigurationError(f"unknown keys: {', '.join(sorted(unknown))}")
