@@ -35,6 +35,7 @@ _COUNTER = itertools.count()
 _TOKEN = secrets.token_hex(4)
 # A directory that cannot be synchronised (some network file systems) is no reason to fail.
 _NO_DIRECTORY_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF})
+_OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "r2"})
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
@@ -402,6 +403,9 @@ class RemoteStore(Store):
                 self._fs.pipe_file(self._url(key), data)
 
     def _make_parent(self, key: str) -> None:
+        if self._root.protocol in _OBJECT_STORES:
+            # Nothing but the bucket can be missing there, and a misspelt one is not to be made.
+            raise FileNotFoundError(errno.ENOENT, "the bucket does not exist", self.describe(key))
         self._fs.makedirs(self._url(key).rpartition("/")[0], exist_ok=True)
 
     @contextlib.contextmanager

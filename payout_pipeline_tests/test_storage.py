@@ -171,6 +171,12 @@ def test_a_location_may_be_a_path_a_file_url_or_a_remote_url(tmp_path: Path) -> 
 # ------------------------------------------------------------------------------------------------- bad places
 
 
+def test_a_bucket_that_does_not_exist_is_said_and_not_made(bucket: str) -> None:
+    for _ in range(2):
+        with pytest.raises(StorageError, match="the bucket or directory is missing"):
+            open_store(f"{bucket}-misspelt/runtime").check_writable()
+
+
 def test_a_full_disk_names_path_need_and_free_space_and_works_again_when_there_is_room(small_disk: Path) -> None:
     store = open_store(small_disk)
     store.write("kept", b"k" * 1000)
