@@ -35,6 +35,7 @@ Level = Literal["ok", "warning", "problem"]
 MAX_REQUESTS = 3
 #: Longer than this nobody waits for a line, whatever the settings of a run allow.
 _ASK_SECONDS = 10.0
+_LONGEST_WAIT_SECONDS = 2.0
 _DATABASE_WAIT_SECONDS = 3.0
 #: On disk for each id, generously: ledger, its batches while a run is going, and the embedded database.
 _BYTES_PER_ID = 1_500
@@ -191,7 +192,7 @@ async def _ask(settings: Settings, first: str | None, findings: list[Finding], n
 
     def on_wait(reason: str, seconds: float) -> None:
         # A second try after a 429, or a wait behind a run that uses the whole limit, is no doctor's business.
-        if reason == "hold" or seconds > 2.0:
+        if reason not in ("window", "pace") or seconds > _LONGEST_WAIT_SECONDS:
             waits.append(reason)
             stop.set()
 
@@ -238,11 +239,9 @@ async def _ask(settings: Settings, first: str | None, findings: list[Finding], n
                 findings.append(Finding("goldsky", level, f"{kept}; the first id of the file is {said} there"))
                 return latency
             except StoppedError:
-                if waits and waits[0] == "hold":
-                    text, repair = (
-                        "answered 429 (too many requests)",
-                        "Wait a minute; if it stays, lower GOLDSKY_RATE_LIMIT.",
-                    )
+                if waits and waits[0] not in ("window", "pace"):
+                    text = excerpt(waits[0])
+                    repair = "Wait until that is over; if it stays, lower GOLDSKY_RATE_LIMIT or ask for a higher limit."
                 else:
                     text, repair = (
                         "a running backfill uses the whole rate limit; not asked",
