@@ -274,7 +274,7 @@ def judge_requests(cluster: Cluster) -> None:
     log = cluster.subgraph.log
     assert log.max_in_window(WINDOW) <= LIMIT
     assert log.statuses()[429] <= 3
-    asked = Counter(identity for entry in log.batches() for identity in entry.ids)
+    asked = Counter(identity.removeprefix("0x") for entry in log.batches() for identity in entry.ids)
     assert set(asked) == set(cluster.data.ids.read_text().split())
     again = sum(count - 1 for count in asked.values())
     assert again <= SLOTS * IN_FLIGHT * BATCH

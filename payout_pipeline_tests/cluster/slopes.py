@@ -8,6 +8,7 @@ peak of the resident memory. ``--step NAME SIZE`` is one of them.
 from __future__ import annotations
 
 import asyncio
+import csv
 import json
 import random
 import resource
@@ -104,6 +105,53 @@ def filled_ledger(meter: Meter, directory: Path, count: int) -> Any:
     return ledger
 
 
+def fetch(meter: Meter, directory: Path, count: int) -> None:
+    """Asking for the ids and checking the answers, in this process; the subgraph is another one."""
+    from payout_pipeline.goldsky.client import GoldskyClient
+    from payout_pipeline.settings import load_settings
+
+    write_ids(directory / "ids.txt", count)
+    listed = (directory / "ids.txt").read_text().split()
+    answers = [json.dumps(vector) for vector, _, _, share in VECTORS for _ in range(share)]
+    with (directory / "conditions.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("condition_id", "payouts", "resolved_at"))
+        for at, identity in enumerate(listed):
+            if at % 100 < RESOLVED_PERCENT:
+                writer.writerow((identity, answers[at % 100], "2025-01-01T00:00:00Z"))
+    program = [str(Path(sys.executable).parent / "payout-pipeline"), "subgraph", "--conditions"]
+    server = subprocess.Popen([*program, str(directory / "conditions.csv")], stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    endpoint = server.stdout.readline().removeprefix("listening on ").strip()
+    settings = load_settings(
+        {
+            "GOLDSKY_ENDPOINT": endpoint,
+            "GOLDSKY_RATE_LIMIT": "100000/1s",
+            "PAYOUT_RUNTIME_DIR": str(directory / "runtime"),
+        }
+    )
+    (directory / "runtime").mkdir()
+
+    async def ask() -> None:
+        batches = iter([listed[at : at + BATCH] for at in range(0, count, BATCH)])
+        async with GoldskyClient.from_settings(settings) as client:
+            pin = client.make_pin(await client.probe(), 0)
+
+            async def lane() -> None:
+                for batch in batches:
+                    answer = await client.fetch_batch(batch, pin)
+                    assert len(answer.found) == BATCH * RESOLVED_PERCENT // 100
+
+            with meter("fetch"):
+                await asyncio.gather(*(lane() for _ in range(8)))
+
+    try:
+        asyncio.run(ask())
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
 def ledger(meter: Meter, directory: Path, count: int) -> None:
     """Converting the answers, writing a durable file for each batch, finishing and verifying."""
     filled_ledger(meter, directory, count)
@@ -170,6 +218,7 @@ def admissions(meter: Meter, directory: Path, count: int) -> None:
 
 STEPS: dict[str, Callable[[Meter, Path, int], None]] = {
     "ids": ids,
+    "fetch": fetch,
     "ledger": ledger,
     "load": load,
     "admissions": admissions,
