@@ -8,7 +8,7 @@ a pause, no smoothing.
 
 Two exceptions spend the budget with more care:
 
-* While nothing is known of the last window (the first request after a pause of at least S: somebody else behind the
+* While nothing is known of the last window (the first request after a pause of two windows: somebody else behind the
   same address may have used the budget) and after a 429, admissions keep a small distance (a fifth of S/N), so that a
   429 stops everybody when at most two or three requests are under way.
 * After a 429 nobody sends anything until the server's ``Retry-After`` (at least one window) has passed. Then one
@@ -242,7 +242,7 @@ def admit(tx: Transaction, rules: Rules, name: str, lease_ms: int, *, is_probe: 
         return Admission(False, max(0, state.next_probe - now) / 1000, "outage")
     if state.solo_name and now < state.solo_until:
         return Admission(False, 0.025, "one request alone after a 429")
-    if not 0 <= now - state.last_admission <= rules.interval:
+    if not 0 <= now - state.last_admission <= 2 * rules.interval:
         state.careful_until = now + rules.interval
     careful = now < state.careful_until
     if careful and 0 <= now - state.last_admission < rules.gap:

@@ -40,9 +40,9 @@ def open_remote_store(url: str, key: str, rules: Rules) -> LimiterStore:
     raise ConfigurationError(f"PAYOUT_LIMITER_URL: expected redis://, rediss:// or postgresql://, not {scheme}://")
 
 
-def _missing(package: str, extra: str) -> ConfigurationError:
+def _missing(package: str) -> ConfigurationError:
     return ConfigurationError(
-        f"PAYOUT_LIMITER_URL needs the package {package}; install it with: pip install 'payout-pipeline[{extra}]'"
+        f"PAYOUT_LIMITER_URL needs the package {package}; install it with: pip install 'payout-pipeline[cluster]'"
     )
 
 
@@ -121,7 +121,7 @@ class RedisStore:
                 try:
                     import redis
                 except ImportError:
-                    raise _missing("redis", "redis") from None
+                    raise _missing("redis") from None
                 self._client = redis.Redis.from_url(
                     self._url, socket_connect_timeout=_CONNECT_SECONDS, socket_timeout=_CONNECT_SECONDS
                 )
@@ -243,7 +243,7 @@ class PostgresStore:
         try:
             import psycopg
         except ImportError:
-            raise _missing("psycopg", "postgres") from None
+            raise _missing("psycopg") from None
         conn = psycopg.connect(
             self._url,
             connect_timeout=_CONNECT_SECONDS,

@@ -1,0 +1,341 @@
+"""An answer is checked before it is believed."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import orjson
+import pytest
+from graphql import build_schema, print_ast, validate
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from payout_pipeline.goldsky.answers import (
+    AnswerFault,
+    Fields,
+    JSONNumber,
+    Pin,
+    RawCondition,
+    batch_document,
+    check_batch,
+    check_page,
+    doubtful,
+    head_document,
+    probe_document,
+    read_probe,
+    scan_document,
+)
+from payout_pipeline.goldsky.classify import FaultKind
+
+PIN = Pin(750, "QmX")
+SHARES, NUMERATORS = Fields("payouts", False), Fields("numerators", False)
+META = {"block": {"number": 750}, "deployment": "QmX", "hasIndexingErrors": False}
+IDS = [f"{number:064x}" for number in range(1, 6)]
+ASKED = {"0x" + identifier: identifier for identifier in IDS}
+
+SDL = """
+scalar Bytes scalar BigInt scalar BigDecimal
+input Block_height { hash: Bytes number: Int number_gte: Int }
+input Condition_filter {
+  id: ID id_gt: ID id_lt: ID id_in: [ID!] payouts_not: [BigDecimal!] payoutDenominator_gt: BigInt
+}
+enum Condition_orderBy { id } enum OrderDirection { asc desc }
+type Condition {
+  id: ID! payouts: [BigDecimal!] payoutNumerators: [BigInt!]! payoutDenominator: BigInt! resolutionTimestamp: BigInt
+}
+type _Block_ { hash: Bytes number: Int! timestamp: Int parentHash: Bytes }
+type _Meta_ { block: _Block_! deployment: String! hasIndexingErrors: Boolean! }
+type Query {
+  conditions(skip: Int = 0, first: Int = 100, orderBy: Condition_orderBy, orderDirection: OrderDirection,
+             where: Condition_filter, block: Block_height): [Condition!]!
+  _meta(block: Block_height): _Meta_
+}
+"""
+
+
+def test_every_query_is_valid_where_the_server_validates() -> None:
+    schema = build_schema(SDL)
+    documents = [probe_document(), head_document()]
+    for fields in (Fields("payouts", True), Fields("numerators", False)):
+        for pin in (PIN, Pin(3, "QmX", "number_gte")):
+            documents.append(batch_document(fields, pin, 1000))
+            documents += [scan_document(fields, pin, 1000, bounded) for bounded in (True, False)]
+    assert len(documents) == 14
+    for document in documents:
+        assert validate(schema, document) == []
+
+
+def test_a_query_names_its_limit_and_asks_rows_and_meta_of_one_block() -> None:
+    text = print_ast(batch_document(Fields("payouts", False), PIN, 17))
+    assert "first: 17" in text
+    assert text.count("block: {number: 750}") == 2
+    assert "0x" not in text  # ids are a variable
+    assert batch_document(SHARES, PIN, 17) is batch_document(SHARES, PIN, 17)
+
+
+@pytest.mark.parametrize("number", [-1, 2**31, True, "7", 1.0])
+def test_a_pin_is_a_block_number_or_nothing(number: Any) -> None:
+    with pytest.raises(ValueError, match="block number"):
+        Pin(number, "QmX")
+
+
+def answer(rows: Any, meta: Any = META) -> tuple[Any, bytes]:
+    data = {"conditions": rows, "_meta": meta}
+    body = orjson.dumps({"data": data})
+    return orjson.loads(body)["data"], body
+
+
+def check(rows: Any, meta: Any = META, fields: Fields = SHARES, pin: Pin = PIN) -> dict[str, RawCondition]:
+    data, body = answer(rows, meta)
+    return check_batch(data, body, ASKED, pin, fields)[0]
+
+
+def row(number: int, **fields: Any) -> dict[str, Any]:
+    return {"id": f"0x{number:064x}", "payouts": ["1", "0"]} | fields
+
+
+def test_a_good_answer_is_believed() -> None:
+    found = check([row(1), row(3, payouts=None), row(4, payouts=[])])
+    assert found == {
+        IDS[0]: RawCondition(["1", "0"], None, None, None),
+        IDS[2]: RawCondition(None, None, None, None),
+        IDS[3]: RawCondition([], None, None, None),
+    }
+
+
+def test_numerators_and_times_are_taken_as_they_come() -> None:
+    rows = [{"id": "0x" + IDS[1], "payoutNumerators": ["1", "2"], "payoutDenominator": "3", "resolutionTimestamp": "9"}]
+    assert check(rows, fields=Fields("numerators", True)) == {IDS[1]: RawCondition(None, ["1", "2"], "3", "9")}
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([row(9)], "not asked for"),
+        ([row(1), row(1)], "comes twice"),
+        ([row(1, id="0X" + IDS[0])], "upper case"),
+        ([row(1, id=IDS[0])], "not asked for"),
+        ([row(1, id=None)], "not asked for"),
+        ([row(1, id=["x"])], "not asked for"),
+        ([{"payouts": []}], "no object with an id"),
+        (["x"], "no object with an id"),
+        ([None], "no object with an id"),
+        ([{"id": "0x" + IDS[0]}], "lacks the field"),
+        ({"a": 1}, "no list"),
+        (None, "no list"),
+        ([row(number) for number in (1, 2, 3, 4, 5, 6)], "6 rows for 5 ids"),
+    ],
+)
+def test_an_answer_with_anything_not_asked_for_is_refused_as_a_whole(rows: Any, words: str) -> None:
+    with pytest.raises(AnswerFault, match=words) as caught:
+        check(rows)
+    assert caught.value.fault.kind is FaultKind.REFUSED
+
+
+@pytest.mark.parametrize(
+    ("meta", "kind"),
+    [
+        (None, FaultKind.REFUSED),
+        ({}, FaultKind.REFUSED),
+        (META | {"block": {"number": 751}}, FaultKind.REFUSED),
+        (META | {"block": {"number": "750"}}, FaultKind.REFUSED),
+        (META | {"deployment": "QmY"}, FaultKind.REPIN),
+        (META | {"hasIndexingErrors": True}, FaultKind.REPIN),
+    ],
+)
+def test_an_answer_of_another_snapshot_is_not_believed(meta: Any, kind: FaultKind) -> None:
+    with pytest.raises(AnswerFault) as caught:
+        check([row(1)], meta)
+    assert caught.value.fault.kind is kind
+
+
+def test_without_kept_history_a_later_block_is_accepted_and_an_earlier_one_is_not() -> None:
+    pin = Pin(740, "QmX", "number_gte")
+    assert len(check([row(1)], pin=pin)) == 1
+    with pytest.raises(AnswerFault, match="number_gte 760"):
+        check([row(1)], pin=Pin(760, "QmX", "number_gte"))
+
+
+def test_a_number_is_never_rounded_on_its_way() -> None:
+    body = (
+        b'{"data":{"conditions":[{"id":"0x%s","payouts":[0.54,0.46000000000000000001]},{"id":"0x%s","payouts":'
+        b'["1",18446744073709551617]},{"id":"0x%s","payouts":1e400}],'
+        b'"_meta":{"block":{"number":750},"deployment":"QmX","hasIndexingErrors":false}}}'
+        % tuple(identifier.encode() for identifier in IDS[:3])
+    )  # fmt: skip
+    try:
+        data = orjson.loads(body)["data"]
+    except orjson.JSONDecodeError:
+        data = orjson.loads(body.replace(b"1e400", b"1e300"))["data"]
+    found = check_batch(data, body, ASKED, PIN, SHARES)[0]
+    assert found[IDS[0]].payouts == ["0.54", "0.46000000000000000001"]
+    assert {type(value) for value in found[IDS[0]].payouts} == {JSONNumber}
+    assert found[IDS[1]].payouts == ["1", "18446744073709551617"]
+    assert [type(value) for value in found[IDS[1]].payouts] == [str, JSONNumber]
+    assert found[IDS[2]].payouts == "1e400"
+
+
+@pytest.mark.parametrize("payouts", ["abc", {"a": "b"}, [None, "1"], [["1"], "0"], [{"x": 0.5}], [True], 7, False])
+def test_a_bad_vector_is_kept_raw_and_takes_no_neighbour_along(payouts: Any) -> None:
+    found = check([row(1), row(2, payouts=payouts), row(3)])
+    assert found[IDS[0]].payouts == found[IDS[2]].payouts == ["1", "0"]
+    assert repr(found[IDS[1]].payouts).replace("JSONNumber('0.5')", "0.5") == repr(payouts)
+
+
+@given(
+    st.recursive(
+        st.none()
+        | st.booleans()
+        | st.floats(allow_nan=False, allow_infinity=False)
+        | st.integers(0, 2**60)
+        | st.text(),
+        lambda inner: (
+            st.lists(inner, max_size=4)
+            | st.dictionaries(
+                st.sampled_from(["conditions", "_meta", "id", "payouts", "block", "number"]), inner, max_size=4
+            )
+        ),
+        max_leaves=20,
+    )
+)
+def test_no_json_whatever_is_taken_for_an_answer_or_breaks_the_check(data: Any) -> None:
+    body = orjson.dumps({"data": data})
+    with pytest.raises(AnswerFault):
+        check_batch(data, body, ASKED, PIN, SHARES)
+    with pytest.raises(AnswerFault):
+        check_page(data, body, "", None, 10, PIN, SHARES)
+    with pytest.raises(AnswerFault):
+        read_probe(data, "http://x", failed=False)
+
+
+# --- limits that nobody told us of ------------------------------------------------------------------------------------
+
+
+def _ask_until_believed(existing: set[str], asked: list[str], cap: int) -> tuple[set[str], int]:
+    """The client's loop against a server that silently returns the first ``cap`` rows in order of ids."""
+    found: set[str] = set()
+    pending, requests = [asked], 0
+    while pending:
+        piece = pending.pop()
+        rows = sorted(set(piece) & existing)[:cap]
+        requests += 1
+        assert requests < 1000
+        found |= set(rows)
+        again = doubtful(piece, {identifier: RawCondition([], None, None, None) for identifier in rows})
+        if again:
+            pending.append(again)
+    return found, requests
+
+
+_DICE = random.Random(11)
+_HASHES = [f"{_DICE.getrandbits(256):064x}" for _ in range(1000)]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(0, 10_000), st.sampled_from([50, 64, 100, 128, 150, 200, 250, 256, 300, 500, 512, 900]), st.floats(0, 1)
+)
+def test_no_id_is_lost_to_a_page_size_that_servers_have(seed: int, cap: int, absent: float) -> None:
+    dice = random.Random(seed)
+    existing = {identifier for identifier in _HASHES if dice.random() >= absent}
+    assert _ask_until_believed(existing, _HASHES, cap)[0] == existing
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 10_000), st.integers(30, 999), st.sampled_from([0.0, 0.02, 0.05]))
+def test_no_id_is_lost_to_any_page_size_where_few_ids_are_absent(seed: int, cap: int, absent: float) -> None:
+    dice = random.Random(seed)
+    existing = {identifier for identifier in _HASHES if dice.random() >= absent}
+    found, _ = _ask_until_believed(existing, _HASHES, cap)
+    # What is not told apart from chance is an end of one or two ids, and then only beside absent ones.
+    assert len(existing - found) <= (3 if absent else 0)
+
+
+@pytest.mark.parametrize("absent", [0.0, 0.05, 0.31, 0.9])
+def test_honest_answers_are_hardly_ever_asked_again(absent: float) -> None:
+    dice, requests = random.Random(3), 0
+    for _ in range(200):
+        existing = {identifier for identifier in _HASHES if dice.random() >= absent}
+        found, needed = _ask_until_believed(existing, _HASHES, 1000)
+        assert found == existing
+        requests += needed
+    assert requests <= 200 * (1.04 if absent < 0.5 else 1.10)
+
+
+def test_a_batch_of_which_nothing_or_everything_is_there_is_believed() -> None:
+    assert doubtful(IDS, {}) == []
+    assert doubtful(IDS, dict.fromkeys(IDS, RawCondition([], None, None, None))) == []
+
+
+# --- scans and the probe ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([row(2), row(1)], "ascending"),
+        ([row(1), row(1)], "ascending"),
+        ([row(0)], "ascending"),
+        ([row(99)], "beyond the upper end"),
+        ([row(1, id="0x" + "A" * 64)], "no condition id"),
+        ([row(1, id="0x12")], "no condition id"),
+        ([row(1, id=7)], "no condition id"),
+        ([row(1), row(2), row(3), row(4)], "at most 3"),
+    ],
+)
+def test_a_page_of_a_scan_is_in_order_and_within_its_range(rows: Any, words: str) -> None:
+    data, body = answer(rows)
+    with pytest.raises(AnswerFault, match=words):
+        check_page(data, body, f"{0:064x}", f"{50:064x}", 3, PIN, SHARES)
+
+
+def test_a_good_page_is_believed() -> None:
+    data, body = answer([row(1), row(2)])
+    found, block = check_page(data, body, f"{0:064x}", f"{50:064x}", 3, PIN, SHARES)
+    assert (list(found), block) == (IDS[:2], 750)
+
+
+HEAD = {
+    "block": {"number": 900, "hash": "0xab", "timestamp": 1_700_000_000},
+    "deployment": "QmX",
+    "hasIndexingErrors": False,
+}
+
+
+def probe(
+    fields: list[str] | None, root: tuple[str, ...] = ("conditions", "_meta"), meta: Any = HEAD
+) -> dict[str, Any]:
+    condition = None if fields is None else {"kind": "OBJECT", "fields": [{"name": name} for name in fields]}
+    return {
+        "__schema": {"queryType": {"fields": [{"name": name} for name in root]}},
+        "__type": condition,
+        "_meta": meta,
+    }
+
+
+def test_the_probe_tells_schema_and_head() -> None:
+    info = read_probe(probe(["id", "payouts", "resolutionTimestamp"]), "http://x", failed=False)
+    assert (info.schema_kind, info.has_resolution_timestamp) == ("payouts", True)
+    assert (info.head_number, info.head_hash, info.head_timestamp) == (900, "0xab", 1_700_000_000)
+    assert not info.has_indexing_errors
+    numerators = read_probe(probe(["id", "payoutNumerators", "payoutDenominator"]), "http://x", failed=True)
+    assert (numerators.schema_kind, numerators.has_resolution_timestamp) == ("numerators", False)
+    assert numerators.has_indexing_errors
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (probe(["id", "payouts"], root=("markets",)), "no `conditions`"),
+        (probe(["id"]), "neither `payouts`"),
+        (probe(["id", "payoutNumerators"]), "neither `payouts`"),
+        (probe(None), "no type `Condition`"),
+        (probe(["id", "payouts"], meta=None), "no `_meta`"),
+        ({}, "introspection"),
+    ],
+)
+def test_what_is_no_subgraph_of_payouts_is_refused_for_good(data: Any, words: str) -> None:
+    with pytest.raises(AnswerFault, match=words) as caught:
+        read_probe(data, "http://x", failed=False)
+    assert caught.value.fault.kind is FaultKind.PERMANENT
