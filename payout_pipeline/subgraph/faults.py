@@ -28,7 +28,7 @@ kind                 options
 ``indexing_errors``  ``_meta.hasIndexingErrors`` is true although data is served
 ``failed``           ``block``: deterministic failure from there on, with graph-node's ``subgraphError`` policy
 ``deployment``       ``deployment``: another id in ``_meta``
-``outage``           ``seconds`` from the request that it strikes; ``mode``: status (503), hang, drop, refuse
+``outage``           ``seconds`` from the request that it strikes; ``mode``: status (503), hang or drop
 ===================  ============================================================================================
 """
 

@@ -315,7 +315,7 @@ class _Service:
             kind = str(options.get("mode", "status"))
         if kind == "poison":
             kind = "status" if "status" in options else "errors"
-        if kind in ("hang", "drop", "refuse"):
+        if kind in ("hang", "drop"):
             if kind == "hang":
                 await asyncio.sleep(float(options.get("seconds", 86_400.0)))
             return _abort(request)
