@@ -17,6 +17,12 @@ from payout_pipeline_tests.chaos.processes import Nursery
 from payout_pipeline_tests.chaos.rounds import run_round
 
 
+def say(line: str) -> None:
+    """Print at once, so that a round can be read while the next one is played."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
 def main() -> int:
     """Play the rounds, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -37,13 +43,13 @@ def main() -> int:
             directory = Path(tempfile.mkdtemp(prefix=f"chaos-{seed}-"))
             result = run_round(seed, directory, nursery)
             done, starts = done + 1, starts + result.starts
-            print(result.describe(), flush=True)
+            say(result.describe())
             if result.violations:
                 failed.append(seed)
-                print(f"  kept: {directory}", flush=True)
+                say(f"  kept: {directory}")
             elif not chosen.keep:
                 shutil.rmtree(directory, ignore_errors=True)
-    print(
+    say(
         f"{done} rounds with {starts} starts (seeds {first} to {first + done - 1}): {len(failed)} failed {failed or ''}"
     )
     return 1 if failed else 0

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 _START_SECONDS = 90.0
 
 
-class Overdue(AssertionError):
+class OverdueError(AssertionError):
     """A process was still running at its deadline (and has been killed)."""
 
 
@@ -37,11 +37,11 @@ class Running:
     _ended: threading.Event = field(default_factory=threading.Event)
 
     def wait(self, seconds: float) -> int:
-        """The exit code; after ``seconds`` the whole session is killed and Overdue raised."""
+        """The exit code; after ``seconds`` the whole session is killed and OverdueError raised."""
         if not self._ended.wait(seconds):
             self.kill_all()
             self._ended.wait(20)
-            raise Overdue(f"still running after {seconds:g} s: {self.text()[-2000:]}")
+            raise OverdueError(f"still running after {seconds:g} s: {self.text()[-2000:]}")
         assert self.code is not None
         return self.code
 
