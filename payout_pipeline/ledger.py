@@ -61,7 +61,7 @@ Mode = Literal["list", "scan"]
 
 _FACTS_KEY = b"payout_pipeline"
 _BATCH_NAME = re.compile(r"batch-(\d{5,9})\.parquet")
-_ROWS_IN_GROUP = 65_536
+_ROWS_IN_GROUP = 16_384
 _KEPT_ASIDE = 5
 _SAMPLE = 20
 _VERIFIED_AT_ONCE = 1 << 18
@@ -461,7 +461,7 @@ class Ledger:
         with file:
             try:
                 parquet = pq.ParquetFile(file, page_checksum_verification=True)
-                for batch in parquet.iter_batches(columns=needed, batch_size=_ROWS_IN_GROUP):
+                for batch in parquet.iter_batches(_ROWS_IN_GROUP, columns=needed, use_threads=False):
                     part = pa.Table.from_batches([batch])
                     if chosen is not None:
                         part = part.filter(pc.is_in(part["status"], chosen))
