@@ -858,7 +858,7 @@ def host_name() -> str:
     return _host()
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     crashes=st.lists(
         st.tuples(st.integers(1, 14), st.sampled_from(["before", "within", "after"])), min_size=1, max_size=6
