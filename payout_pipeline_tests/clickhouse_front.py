@@ -98,7 +98,7 @@ class Counters:
 
 
 class Engine:
-    """One chDB engine and a connection for each request, so that settings and temporary tables do not leak."""
+    """One chDB engine; a connection at a time for each database and set of settings, so that none leak into another."""
 
     def __init__(self, path: str) -> None:
         import chdb
@@ -106,7 +106,29 @@ class Engine:
         self._chdb = chdb
         self._path = path
         self._first = chdb.connect(path)
-        self.lock = threading.Lock()
+        self._idle: dict[tuple[str | None, tuple[tuple[str, str], ...]], list[Any]] = {}
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def _connection(self, database: str | None, settings: dict[str, str]) -> Iterator[Any]:
+        key = (database, tuple(sorted(settings.items())))
+        with self._lock:
+            idle = self._idle.setdefault(key, [])
+            connection = idle.pop() if idle else None
+        if connection is None:
+            connection = self._chdb.connect(self._path)
+            if database:
+                connection.query(f"USE `{database}`", "TabSeparated")
+            for name, value in settings.items():
+                escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+                connection.query(f"SET {name} = '{escaped}'", "TabSeparated")
+        yield connection
+        # Reached only where nothing went wrong; a token is used once.
+        if "insert_deduplication_token" in settings:
+            connection.close()
+        else:
+            with self._lock:
+                self._idle[key].append(connection)
 
     def execute(
         self,
@@ -119,27 +141,24 @@ class Engine:
         data: bytes | None,
         tables: list[tuple[str, str, str, bytes]],
     ) -> bytes:
-        connection = self._chdb.connect(self._path)
         files: list[str] = []
         try:
-            if database:
-                connection.query(f"USE `{database}`", "TabSeparated")
-            for key, value in settings.items():
-                escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-                connection.query(f"SET {key} = '{escaped}'", "TabSeparated")
-            for name, structure, table_format, body in tables:
-                connection.query(f"CREATE TEMPORARY TABLE `{name}` ({structure}) ENGINE = Memory", "TabSeparated")
-                self._ingest(connection, f"INSERT INTO `{name}`", table_format, body, files)
-            if data is not None:
-                match = re.search(r"\bFORMAT\s+(\w+)\s*\Z", sql, re.IGNORECASE)
-                assert match is not None, sql
-                self._ingest(connection, sql[: match.start()], match[1], data, files)
-                return b""
-            return bytes(connection.query(sql, fmt, params=parameters).bytes() or b"")
+            with self._connection(database, settings) as connection:
+                for name, structure, table_format, body in tables:
+                    connection.query(f"CREATE TEMPORARY TABLE `{name}` ({structure}) ENGINE = Memory", "TabSeparated")
+                    self._ingest(connection, f"INSERT INTO `{name}`", table_format, body, files)
+                if data is not None:
+                    match = re.search(r"\bFORMAT\s+(\w+)\s*\Z", sql, re.IGNORECASE)
+                    assert match is not None, sql
+                    self._ingest(connection, sql[: match.start()], match[1], data, files)
+                    return b""
+                result = bytes(connection.query(sql, fmt, params=parameters).bytes() or b"")
+                for name, *_ in tables:
+                    connection.query(f"DROP TEMPORARY TABLE `{name}`", "TabSeparated")
+                return result
         finally:
-            for name in files:
-                Path(name).unlink()
-            connection.close()
+            for path in files:
+                Path(path).unlink()
 
     @staticmethod
     def _ingest(connection: Any, insert: str, fmt: str, body: bytes, files: list[str]) -> None:
@@ -505,8 +524,8 @@ class Front:
 
     def _control(self, body: bytes | None) -> bytes:
         context = ssl._create_unverified_context() if self.tls else None  # noqa: S323 - our own process on loopback
-        request = Request(f"{self.url}/_front", data=body)  # noqa: S310
-        with urlopen(request, timeout=10, context=context) as answer:  # noqa: S310
+        request = Request(f"{self.url}/_front", data=body)
+        with urlopen(request, timeout=10, context=context) as answer:
             return bytes(answer.read())
 
     @property

@@ -237,7 +237,12 @@ def one_row_per_condition(session: Session, place: Place) -> OneRowPerCondition:
     """Whether the view pays anybody twice."""
     sql = statement("checks/one_row_per_condition", view=_view(place))
     row = session.rows(sql, doing=f"counting the rows of {place.view_name}")[0]
-    return OneRowPerCondition(row["rows"], row["conditions"], row["doubled"], tuple(row["examples"]), sql)
+    doubled, examples = 0, ()
+    if row["rows"] != row["conditions"]:
+        again = statement("checks/one_row_per_condition_doubled", view=place.view_name)
+        found = session.rows(again, doing=f"looking for doubled conditions in {place.view_name}")[0]
+        doubled, examples = found["doubled"], tuple(found["examples"])
+    return OneRowPerCondition(row["rows"], row["conditions"], doubled, examples, sql)
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,15 +319,12 @@ class Coverage:
 
 def coverage(session: Session, place: Place) -> Coverage:
     """The guide's coverage analysis; to be asked before and after the rebuild."""
-    if place.view is None:
-        view_conditions, view_rows = Sql("toUInt64(0)"), Sql("toUInt64(0)")
-    else:
-        view_conditions = Sql(f"(SELECT uniqExact(condition_id) FROM {place.view_name.sql})")  # noqa: S608
-        view_rows = Sql(f"(SELECT count() FROM {place.view_name.sql})")  # noqa: S608
+    counts = "SELECT toUInt64(0) AS view_conditions, toUInt64(0) AS view_rows"
+    if place.view is not None:
+        counts = statement("view_counts", view=place.view_name)
     sql = statement(
         "checks/coverage_before_after",
-        view_conditions=view_conditions,
-        view_rows=view_rows,
+        view_counts=Sql(counts),
         **_needed(place, "coverage_before_after"),
     )
     row = session.rows(sql, doing="counting the conditions that are covered")[0]
@@ -354,9 +356,10 @@ class SettledPnl:
     sql: str
 
 
-def settled_pnl(session: Session, place: Place) -> SettledPnl | None:
+def settled_pnl(session: Session, place: Place, doubled_conditions: int | None = None) -> SettledPnl | None:
     """The guide's P&L query on the column names that the view really has; None where there is no such view.
 
+    ``doubled_conditions``: of :func:`one_row_per_condition` where that was asked already, which saves a read.
     Raises ConfigurationError where the view has no wallet or no P&L column.
     """
     if place.pnl is None:
@@ -396,6 +399,8 @@ def settled_pnl(session: Session, place: Place) -> SettledPnl | None:
     if row["rows"] != row["wallets"]:
         again = statement("checks/settled_pnl_doubled", view=place.pnl.name, wallet=column(wallet))
         doubled = [(r["wallet"], r["rows_of_wallet"]) for r in session.rows(again, doing=f"reading {place.pnl.name}")]
+    if doubled_conditions is None:
+        doubled_conditions = one_row_per_condition(session, place).doubled if place.view is not None else 0
     return SettledPnl(
         wallet_column=wallet,
         pnl_column=pnl,
@@ -407,7 +412,7 @@ def settled_pnl(session: Session, place: Place) -> SettledPnl | None:
         positions=row["positions"] if "positions_settled" in columns else None,
         not_added_up=row["not_added_up"],
         doubled_wallets=row["rows"] - row["wallets"],
-        doubled_conditions=one_row_per_condition(session, place).doubled if place.view is not None else 0,
+        doubled_conditions=doubled_conditions,
         examples=tuple(doubled),
         sql=sql,
     )

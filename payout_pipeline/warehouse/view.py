@@ -9,7 +9,7 @@ finite, beyond UInt64) are left out. 1970-01-01 00:00:00 is an unknown time and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from payout_pipeline.errors import WarehousePermanentError
@@ -42,6 +42,7 @@ class Readings:
     """How the columns of one table are read, as expressions over its alias ``m``."""
 
     id: Sql
+    raw: Sql
     numerators: Sql
     denominator: Sql
     winning_index: Sql
@@ -94,6 +95,11 @@ def readings(table: Table) -> Readings:
         denominator = f"toUInt64({raw_d})"
     return Readings(
         id=normal_id(f"m.{table.id_column}"),
+        raw=Sql(
+            f"m.{table.id_column}"
+            if "FixedString" not in table.columns[table.id_column]
+            else f"toString(m.{table.id_column})"
+        ),
         numerators=Sql(numerators),
         denominator=Sql(denominator),
         winning_index=_winning_index(table),
@@ -140,13 +146,21 @@ def view_sql(name: QualifiedName, tables: SourceTables, cluster: str | None = No
         "market": tables.market.name,
         "market_name": Sql(tables.market.name.name),
         "market_final": tables.market.final,
-        "target": tables.target.name,
-        "target_final": tables.target.table.final,
     }
-    for prefix, side in (("market", market), ("target", target)):
-        for key in ("id", "numerators", "denominator", "winning_index", "resolved_at", "eligible", "order"):
-            parts[f"{prefix}_{key}"] = getattr(side, key)
+    parts["market_id"], parts["market_eligible"] = market.id, market.eligible
+    parts["market_side"] = _side(tables.market, market, Sql(f"'{tables.market.name.name}'"))
+    parts["target_side"] = _side(tables.target.table, target, Sql("toString(m.source)"))
     return statement("vw_resolutions_truth", **parts)
+
+
+def _side(table: Table, read: Readings, source: Sql) -> Sql:
+    """The SELECT with one row per condition of ``table``."""
+    keyed = bool(table.final) and table.sorting_key == (table.id_column,)
+    parts: dict[str, QualifiedName | Sql] = {f.name: getattr(read, f.name) for f in fields(read)}
+    text = statement(
+        "view_side_keyed" if keyed else "view_side_any", table=table.name, final=table.final, source=source, **parts
+    )
+    return Sql(text.strip().replace("\n", "\n        "))
 
 
 def rebuild_view(session: Session, settings: Settings) -> str:

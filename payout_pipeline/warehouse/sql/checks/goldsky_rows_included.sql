@@ -1,22 +1,25 @@
 -- Conditions with a usable external row: where does the view take them from?
-WITH
-    external AS
+SELECT
+    countIf(is_external) AS eligible,
+    countIf(is_external AND seen_from_market) AS from_market,
+    countIf(is_external AND seen AND NOT seen_from_market) AS from_external,
+    countIf(is_external AND NOT seen) AS missing,
+    arraySort(groupArrayIf(20)(condition_id, is_external AND NOT seen)) AS examples
+FROM
+(
+    SELECT
+        condition_id,
+        max(kind = 0) AS is_external,
+        max(kind > 0) AS seen,
+        max(kind = 2) AS seen_from_market
+    FROM
     (
-        SELECT DISTINCT ${target_id} AS condition_id
+        SELECT ${target_id} AS condition_id, 0 AS kind
         FROM ${target} AS m ${target_final}
         WHERE ${target_eligible}
-    ),
-    seen AS
-    (
-        SELECT condition_id, anyLast(source) AS source
+        UNION ALL
+        SELECT condition_id, if(source = '${market_name}', 2, 1) AS kind
         FROM ${view}
-        GROUP BY condition_id
     )
-SELECT
-    count() AS eligible,
-    countIf(s.source = '${market_name}') AS from_market,
-    countIf(s.source NOT IN ('', '${market_name}')) AS from_external,
-    countIf(s.source = '') AS missing,
-    arraySort(groupArrayIf(20)(e.condition_id, s.source = '')) AS examples
-FROM external AS e
-LEFT JOIN seen AS s ON s.condition_id = e.condition_id
+    GROUP BY condition_id
+)
