@@ -19,7 +19,7 @@ setup: $(STAMP)
 $(STAMP): requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.10 to 3.13 with venv is needed and was not found; set PYTHON=/path/to/python3" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@grep -q DAGSTER_MODULE_NAME $(BIN)/activate || printf '\n%s\n%s\n' \
 		'export DAGSTER_HOME="$${DAGSTER_HOME:-$(CURDIR)}"' 'export DAGSTER_MODULE_NAME=payout_pipeline.definitions' >> $(BIN)/activate
@@ -48,7 +48,7 @@ format: $(STAMP)
 
 lock:
 	uv pip compile --universal --python-version 3.10 --generate-hashes --no-emit-index-url --no-emit-find-links \
-		--no-header --extra embedded --extra dev pyproject.toml -o requirements.lock
+		--no-header --no-strip-extras --extra embedded --extra dev pyproject.toml -o requirements.lock
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
