@@ -552,6 +552,8 @@ class Ledger:
             and finished.fingerprint == plan.fingerprint
             and self._is_whole(plan)
         ):
+            if facts is None:
+                self._clear_running()
             self._log(f"{self.partition}: took the finished snapshot {finished.snapshot_id}, not delivered yet")
             return RunningLedger._of_finished(self, plan, finished)
         if facts is not None:
@@ -588,12 +590,17 @@ class Ledger:
             batches=None if plan.chunk is None else -(-asked // plan.batch_size),
             pin=None,
         )
-        if self.store.names(join(self.prefix, RUNNING)):
-            self._set_aside(RUNNING, "it holds no run that can be recognised")
-        self.store.delete(join(self.prefix, RUNNING))
+        self._clear_running()
         running = RunningLedger(self, plan, facts, remaining)
         running._save_facts()
         return running
+
+    def _clear_running(self) -> None:
+        """Make room for a run; what cannot be recognised is kept aside."""
+        if self.store.names(join(self.prefix, RUNNING)):
+            self._set_aside(RUNNING, "it holds no run that can be recognised")
+        elif self.store.exists(join(self.prefix, RUNNING)):
+            self.store.delete(join(self.prefix, RUNNING))
 
     def _carry(self, plan: RunPlan, finished: SnapshotInfo | None) -> tuple[str | None, int, IdSpool | None]:
         """The former snapshot to carry resolved rows from, their number, and the ids that remain to be asked."""

@@ -24,7 +24,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from payout_pipeline import ledger as ledger_module
@@ -866,6 +866,7 @@ def host_name() -> str:
     refresh=st.booleans(),
     order=st.randoms(use_true_random=False),
 )
+@example(crashes=[(8, "within"), (1, "within"), (1, "within")], refresh=True, order=random.Random(0))
 def test_a_death_at_any_change_of_the_disk_loses_nothing_and_asks_nothing_finished_again(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
