@@ -46,6 +46,19 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+chaos: $(STAMP)
+	$(BIN)/python -m tools.chaos --rounds $(N) $(if $(SEED),--seed $(SEED))
+
+fuzz: $(STAMP)
+	$(BIN)/python -m tools.fuzz
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.run
+
+test-graph-node: $(STAMP)
+	tools/graph_node_setup.sh
+	$(BIN)/python -m pytest -m graph_node payout_pipeline_tests/test_graph_node.py
+
 lock:
 	uv pip compile --universal --python-version 3.10 --generate-hashes --no-emit-index-url --no-emit-find-links \
 		--no-header --no-strip-extras --extra embedded --extra dev pyproject.toml -o requirements.lock

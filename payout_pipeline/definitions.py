@@ -18,9 +18,7 @@ from payout_pipeline.resources import pipeline_from_environment
 from payout_pipeline.settings import Settings, load_settings
 
 
-def build_defs(
-    settings: Settings | None = None, resource_overrides: Mapping[str, Any] | None = None
-) -> dg.Definitions:
+def build_defs(settings: Settings | None = None, resource_overrides: Mapping[str, Any] | None = None) -> dg.Definitions:
     """Fresh definitions for ``settings`` (the environment's unless given); ``resource_overrides`` replace by name.
 
     Raises ConfigurationError naming every variable that is wrong.

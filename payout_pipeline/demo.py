@@ -49,7 +49,7 @@ def run_demo(*, ids: int, seed: int, rate_limit: str, latency: float, directory:
         _requests_seen(endpoint, console)
     console.print(f"Demo finished after {time.monotonic() - started:.1f} s with exit code {code}.")
     console.print(
-        "Look around:\n"
+        "Look around:\n"  # noqa: S608 - printed for the user, not run
         f"  PAYOUT_RUNTIME_DIR={settings.runtime_dir} payout-pipeline sql "
         '"SELECT source, count() FROM cascadian_clean.vw_resolutions_truth GROUP BY source"\n'
         f"  PAYOUT_RUNTIME_DIR={settings.runtime_dir} CONDITION_IDS_FILE={settings.condition_ids_file} make ui"

@@ -39,7 +39,7 @@ def reported_to_dagster() -> Iterator[None]:
         ) from None
     except (dg.Failure, dg.RetryRequested, DagsterExecutionInterruptedError):
         raise
-    except Exception as unexpected:
+    except Exception as unexpected:  # noqa: BLE001 - fails the step all the same, without its secrets
         raise dg.Failure(
             description=scrub(f"{type(unexpected).__name__}: {unexpected}"),
             metadata={"traceback": dg.MetadataValue.md(f"```\n{scrub(traceback.format_exc())}\n```")},

@@ -71,7 +71,9 @@ def why_not_todays(settings: Settings, info: SnapshotInfo) -> str:
     if info.mode != settings.goldsky_mode:
         return f"was made in GOLDSKY_MODE={info.mode}, and it is {settings.goldsky_mode} now"
     todays = read_worklist(settings).of(info.partition).fingerprint
-    return "" if info.ids_sha256 == todays else f"was made for other ids than {settings.condition_ids_file} gives it now"
+    return (
+        "" if info.ids_sha256 == todays else f"was made for other ids than {settings.condition_ids_file} gives it now"
+    )
 
 
 def ingest_worker(settings: Settings, worker: int, *, log: Logger, run_id: str = "") -> IngestSummary:

@@ -37,7 +37,7 @@ def daily_refresh(partitions: dg.StaticPartitionsDefinition, job: object) -> dg.
         cron_schedule="0 3 * * *",
         execution_timezone="UTC",
         default_status=dg.DefaultScheduleStatus.STOPPED,
-        description="Asks Goldsky for the ids that are not resolved yet. Switch on rebuild_truth_view as well to rebuild the view.",
+        description="Asks for the ids that are not resolved yet. Switch on rebuild_truth_view too to rebuild the view.",
     )
     def schedule(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest]:
         day = context.scheduled_execution_time.strftime("%Y-%m-%d")

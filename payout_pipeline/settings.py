@@ -39,7 +39,6 @@ class RateLimit(BaseModel):
     requests: int = Field(ge=1, le=1_000_000)
     seconds: float = Field(gt=0, le=86_400)
 
-
     @classmethod
     def parse(cls, text: str) -> RateLimit:
         """``50/10s``, ``5/s``, ``300/1m``; raises ValueError naming the form."""
@@ -62,7 +61,7 @@ def _rate_limit(value: Any) -> Any:
 
 def _whole_number(value: Any) -> Any:
     """Only plain digits: ``1e3``, ``4.0`` and ``true`` are refused instead of being guessed at."""
-    if isinstance(value, bool) or isinstance(value, float):
+    if isinstance(value, (bool, float)):
         raise ValueError("expected a whole number")
     if isinstance(value, str):
         if not re.fullmatch(r"\s*-?[0-9]{1,18}\s*", value):
@@ -111,7 +110,7 @@ TableName = Annotated[str, BeforeValidator(_qualified)]
 
 
 class Settings(BaseModel):
-    """All settings, one field a variable (the upper-case name of the field; ``DEBUG``, ``PAYOUT_…`` prefixes: :data:`VARIABLES`)."""
+    """All settings, one field a variable; :data:`VARIABLES` has the names."""
 
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True, hide_input_in_errors=True)
 
@@ -201,10 +200,19 @@ class Settings(BaseModel):
 
 
 # Field → variable. A field without an entry has its own upper-case name.
-_PAYOUT_FIELDS = (
-    "workers runtime_dir checkpoint_interval max_error_rate min_unique_conditions target_table truth_view "
-    "market_resolutions_table pnl_view limiter_url clickhouse_cluster"
-).split()
+_PAYOUT_FIELDS = [
+    "workers",
+    "runtime_dir",
+    "checkpoint_interval",
+    "max_error_rate",
+    "min_unique_conditions",
+    "target_table",
+    "truth_view",
+    "market_resolutions_table",
+    "pnl_view",
+    "limiter_url",
+    "clickhouse_cluster",
+]
 VARIABLES: dict[str, str] = {
     field: f"PAYOUT_{field}".upper() if field in _PAYOUT_FIELDS else field.upper() for field in Settings.model_fields
 }
@@ -213,10 +221,18 @@ _MAY_BE_EMPTY = {"PAYOUT_PNL_VIEW"}
 # Left empty these are as good as unset: `.env` templates and container platforms write them so.
 _EMPTY_IS_UNSET = {
     VARIABLES[field]
-    for field in (
-        "goldsky_api_token clickhouse_host clickhouse_port clickhouse_user clickhouse_password clickhouse_database "
-        "clickhouse_secure limiter_url clickhouse_cluster debug"
-    ).split()
+    for field in [
+        "goldsky_api_token",
+        "clickhouse_host",
+        "clickhouse_port",
+        "clickhouse_user",
+        "clickhouse_password",
+        "clickhouse_database",
+        "clickhouse_secure",
+        "limiter_url",
+        "clickhouse_cluster",
+        "debug",
+    ]
 }
 _OWN_PREFIXES = ("PAYOUT_", "GOLDSKY_")
 

@@ -58,14 +58,22 @@ def test_f1_a_variable_in_lower_case_is_an_unknown_one(name):
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("50/10s", (50, 10.0)), ("5/s", (5, 1.0)), (" 300 / 1m ", (300, 60.0)), ("20/500ms", (20, 0.5)), ("7/2", (7, 2.0))],
+    [
+        ("50/10s", (50, 10.0)),
+        ("5/s", (5, 1.0)),
+        (" 300 / 1m ", (300, 60.0)),
+        ("20/500ms", (20, 0.5)),
+        ("7/2", (7, 2.0)),
+    ],
 )
 def test_rate_limits_are_read(text, expected):
     limit = RateLimit.parse(text)
     assert (limit.requests, limit.seconds) == expected
 
 
-@pytest.mark.parametrize("text", ["", "50", "0/10s", "50/0s", "-5/10s", "50/10x", "5e1/10s", "50/", "５０/10s", "1/100h"])
+@pytest.mark.parametrize(
+    "text", ["", "50", "0/10s", "50/0s", "-5/10s", "50/10x", "5e1/10s", "50/", "５０/10s", "1/100h"]
+)
 def test_f1_rate_limits_that_mean_nothing_are_refused(text):
     with pytest.raises(ValueError):
         RateLimit.parse(text)
@@ -77,7 +85,9 @@ def test_the_success_bar_is_the_guides_share_rounded_up(ids):
     assert bar - 1 < Fraction(120_000, 170_448) * ids <= bar
 
 
-@pytest.mark.parametrize(("text", "ids", "bar"), [("0.37", 100, 37), ("1/3", 10, 4), ("120000", 5, 120_000), ("0", 9, 0), ("1", 9, 1)])
+@pytest.mark.parametrize(
+    ("text", "ids", "bar"), [("0.37", 100, 37), ("1/3", 10, 4), ("120000", 5, 120_000), ("0", 9, 0), ("1", 9, 1)]
+)
 def test_the_success_bar_is_a_share_below_one_and_a_count_from_one_on(text, ids, bar):
     assert load_settings({"PAYOUT_MIN_UNIQUE_CONDITIONS": text}).success_bar(ids) == bar
 

@@ -37,7 +37,10 @@ def external_specs(settings: Settings) -> list[dg.AssetSpec]:
             dg.AssetSpec(
                 "vw_wallet_pnl_settled",
                 deps=["vw_resolutions_truth"],
-                description=f"Settled P&L a wallet (`{settings.pnl_view}`), which reads the truth view: every doubled row there pays twice.",
+                description=(
+                    f"Settled P&L a wallet (`{settings.pnl_view}`), which reads the truth view: every doubled row there "
+                    "pays a wallet twice."
+                ),
                 group_name="pnl",
                 kinds={"clickhouse", "view"},
                 owners=["team:trading"],
