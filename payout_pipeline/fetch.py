@@ -35,6 +35,7 @@ from payout_pipeline.ledger import (
     rows_from_answer,
 )
 from payout_pipeline.locks import open_locks
+from payout_pipeline.logs import forwarded_to
 from payout_pipeline.payouts import InvalidVector, Vector, parse_numerators, parse_payouts
 from payout_pipeline.scrub import excerpt, scrub
 from payout_pipeline.settings import Settings
@@ -157,6 +158,7 @@ def fetch_worker(
     """
     partition = partition_key(worker, settings.workers)
     with ExitStack() as stack:
+        stack.enter_context(forwarded_to(log, debug=settings.debug))
         store = open_store(settings.runtime_dir)
         store.check_writable()
         conditions = stack.enter_context(_input(settings))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from payout_pipeline.conditions import partition_key
 from payout_pipeline.errors import IncompleteError
 from payout_pipeline.ledger import Ledger, SnapshotInfo
+from payout_pipeline.logs import forwarded_to
 from payout_pipeline.settings import Settings
 from payout_pipeline.storage import open_store
 from payout_pipeline.warehouse.client import Warehouse
@@ -89,7 +90,10 @@ def ingest_worker(settings: Settings, worker: int, *, log: Logger, run_id: str =
 
     started = time.monotonic()
     partition = partition_key(worker, settings.workers)
-    with worker_lock(settings, partition, purpose="resolutions_external_ingest", run_id=run_id, log=log):
+    with (
+        forwarded_to(log, debug=settings.debug),
+        worker_lock(settings, partition, purpose="resolutions_external_ingest", run_id=run_id, log=log),
+    ):
         ledger, info = finished_ledger(settings, worker)
         comment = f"payout-pipeline: resolutions_external_ingest {partition} run {run_id}"
         with Warehouse.from_settings(settings, comment=comment).session(f"load {partition}") as session:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from payout_pipeline.errors import IncompleteError
 from payout_pipeline.ledger import Ledger
+from payout_pipeline.logs import forwarded_to
 from payout_pipeline.settings import Settings
 from payout_pipeline.storage import open_store
 from payout_pipeline.warehouse.client import Warehouse
@@ -46,7 +47,10 @@ def rebuild_truth(settings: Settings, *, log: Logger, run_id: str = "") -> Truth
     started = time.monotonic()
     workers = require_all_workers(settings)
     comment = f"payout-pipeline: vw_resolutions_truth run {run_id}"
-    with Warehouse.from_settings(settings, comment=comment).session("rebuild the truth view") as session:
+    with (
+        forwarded_to(log, debug=settings.debug),
+        Warehouse.from_settings(settings, comment=comment).session("rebuild the truth view") as session,
+    ):
         before = _measure(session, settings)
         sql = rebuild_view(session, settings)
         after = _measure(session, settings)
