@@ -336,3 +336,65 @@ def test_the_holder_file_is_gone_after_the_engine_is_closed(runtime: Path) -> No
     embedded.close_engine()
     assert not (runtime / "clickhouse.holder").exists()
     assert sorted(p.name for p in runtime.iterdir()) == ["clickhouse", "clickhouse.lock"]
+
+
+def test_b1_a_load_killed_at_random_points_and_repeated_stores_every_row_once(runtime: Path) -> None:
+    seed = random.randrange(10**6)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    load = """
+        from payout_pipeline.warehouse.identifiers import QualifiedName
+        from payout_pipeline.warehouse.load import compare_rows, load_rows
+        from payout_pipeline.warehouse.schema import ensure_target
+        from payout_pipeline_tests.warehouse_fixtures import ledger, resolved
+        rows = [resolved(n, 0, 1) for n in range(20_000)]
+        import payout_pipeline.warehouse.load as loading
+        loading.SLICE_ROWS = 1_000
+        batches = [b for n in range(0, 20_000, 1_000) for b in ledger(*rows[n : n + 1_000])]
+        with warehouse(runtime).session("load") as session:
+            target = ensure_target(session, QualifiedName("default", "t"))
+            say("open")
+            for batch in batches:
+                load_rows(session, target, [batch])
+            say("done", compare_rows(session, target, batches).ok)
+            say(session.rows("SELECT count() AS a, uniqExact(condition_id) AS b FROM default.t", doing="counting"))
+    """
+    for _ in range(3):
+        process = start(load, runtime)
+        assert line(process) == "open"
+        time.sleep(chance.uniform(0.0, 1.0))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    process = start(load, runtime)
+    out, _ = process.communicate(timeout=90)
+    assert out.split("\n")[:3] == ["open", "done True", "[{'a': 20000, 'b': 20000}]"], out
+
+
+def test_d1_a_full_disk_is_said_with_its_path_and_the_load_works_after_space_is_freed(tmp_path: Path) -> None:
+    from payout_pipeline.warehouse.identifiers import QualifiedName
+    from payout_pipeline.warehouse.load import compare_rows, load_rows
+    from payout_pipeline.warehouse.schema import ensure_target
+    from payout_pipeline_tests.warehouse_fixtures import ledger, resolved
+
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)], check=False)
+    if mounted.returncode:
+        pytest.skip("mounting a small file system is not allowed here")
+    rows = ledger(*(resolved(n, 0, 1) for n in range(20_000)))
+    try:
+        with warehouse(disk / "runtime", wait=5).session("load") as session:
+            target = ensure_target(session, QualifiedName("default", "t"))
+            free = os.statvfs(disk)
+            (disk / "filler").write_bytes(b"x" * (free.f_bavail * free.f_frsize - 600_000))
+            with pytest.raises(StorageError) as caught:
+                load_rows(session, target, rows)
+            assert str(disk) in str(caught.value)
+            assert "free some space" in str(caught.value)
+            (disk / "filler").unlink()
+            assert load_rows(session, target, rows).verified == 20_000
+            assert compare_rows(session, target, rows).ok
+            assert session.scalar("SELECT count() FROM default.t", doing="counting") == 20_000
+    finally:
+        embedded.close_engine()
+        subprocess.run(["umount", "-l", str(disk)], check=True)

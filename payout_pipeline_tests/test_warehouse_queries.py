@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from payout_pipeline.errors import ConfigurationError
+from payout_pipeline.errors import ConfigurationError, WarehouseUnavailableError
 from payout_pipeline.settings import load_settings
 from payout_pipeline.warehouse import queries
 from payout_pipeline.warehouse.client import Session, Warehouse
@@ -16,6 +16,7 @@ from payout_pipeline.warehouse.console import run_statement
 from payout_pipeline.warehouse.demo import create_demo_pnl
 from payout_pipeline.warehouse.load import load_rows
 from payout_pipeline.warehouse.view import rebuild_view
+from payout_pipeline_tests.clickhouse_front import Faults
 from payout_pipeline_tests.test_warehouse_view import MARKET
 from payout_pipeline_tests.warehouse_fixtures import World, condition, ledger, other, resolved
 
@@ -343,3 +344,12 @@ def test_the_console_refuses_nothing_and_a_format_that_is_none(world: World) -> 
     for statement, fmt in (("  ;", "CSV"), ("-- nothing\n", "CSV"), ("SELECT 1", "CSV; DROP TABLE x")):
         with pytest.raises(ConfigurationError):
             run_statement(world.settings, statement, fmt)
+
+
+def test_the_console_never_runs_a_statement_twice_after_a_lost_answer(http_world: World) -> None:
+    http_world.run("CREATE TABLE {db}.t (n UInt8) ENGINE = MergeTree ORDER BY n")
+    assert http_world.front is not None
+    http_world.front.faults(Faults(matching=r"INSERT INTO \S+\.t ", times=1, lose_answer=True))
+    with pytest.raises(WarehouseUnavailableError):
+        run_statement(http_world.settings, f"INSERT INTO {http_world.database}.t SELECT 1")
+    assert http_world.read("SELECT n FROM {db}.t") == {(1,): 1}

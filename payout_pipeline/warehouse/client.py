@@ -15,6 +15,7 @@ import random
 import threading
 import time
 import uuid
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,13 +204,15 @@ class Session:
 
         return self._patiently(run, sql, doing).decode(errors="replace")
 
-    def command(self, sql: str, parameters: Mapping[str, Any] | None = None, *, doing: str) -> None:
-        """Run a statement without a result. It must be repeatable: a lost answer makes it run again."""
+    def command(
+        self, sql: str, parameters: Mapping[str, Any] | None = None, *, doing: str, repeatable: bool = True
+    ) -> None:
+        """Run a statement without a result. A lost answer makes it run again unless it is not ``repeatable``."""
 
         def run() -> None:
             self._client.command(sql, parameters=dict(parameters or {}), settings=self._settings())
 
-        self._patiently(run, sql, doing)
+        self._patiently(run, sql, doing, None if repeatable else 0.0)
 
     def insert_once(self, table: QualifiedName, batch: pa.RecordBatch, *, token: str, doing: str) -> Fault | None:
         """Insert ``batch`` as one block, by column name, in one attempt; None when the server confirmed it.
@@ -236,7 +239,7 @@ class Session:
                 raise
             fault = classify(error)
             if fault.kind is not Kind.TRANSIENT:
-                raise fault.error(doing) from error
+                raise fault.error(doing, self.address) from error
             return fault
         return None
 
@@ -315,10 +318,10 @@ class Session:
             for name in names.values():
                 self._client.command(f"DROP TEMPORARY TABLE IF EXISTS {quote_identifier(name)}")
 
-    def _patiently(self, run: Callable[[], T], sql: str, doing: str) -> T:
+    def _patiently(self, run: Callable[[], T], sql: str, doing: str, wait_seconds: float | None = None) -> T:
         if logger.isEnabledFor(logging.DEBUG):
             logger.debug("%s: %s", doing, excerpt(" ".join(sql.split()), 2000))
-        return with_patience(run, self._wait, doing)
+        return with_patience(run, self._wait if wait_seconds is None else wait_seconds, doing, self.address)
 
 
 def _stream_of(batch: pa.RecordBatch) -> io.BytesIO:
@@ -351,7 +354,7 @@ def clickhouse_type(arrow_type: pa.DataType) -> str:
     return plain[arrow_type]
 
 
-def with_patience(run: Callable[[], T], wait_seconds: float, doing: str) -> T:
+def with_patience(run: Callable[[], T], wait_seconds: float, doing: str, address: str = "") -> T:
     """Call ``run`` until it succeeds, fails for good, or ``wait_seconds`` are over; the pauses grow, with jitter.
 
     An exception that does not come from the database passes through as it is.
@@ -391,7 +394,7 @@ def with_patience(run: Callable[[], T], wait_seconds: float, doing: str) -> T:
             raise
         fault = classify(error)
         waited = f" ({attempts} attempts in {time.monotonic() - started:.0f} s)" if fault.kind is Kind.TRANSIENT else ""
-        raise fault.error(doing + waited) from error
+        raise fault.error(doing + waited, address) from error
     raise AssertionError("unreachable: the loop returns or raises")
 
 
@@ -542,6 +545,7 @@ class Warehouse:
                     "CLICKHOUSE_HOST, CLICKHOUSE_PORT and CLICKHOUSE_SECURE, and that the server is running."
                 ) from error
             self._client, self._client_pid = client, os.getpid()
+            weakref.finalize(self, client.close)  # the driver keeps its pools alive until they are closed
             self._remember_contact()
             return client
 

@@ -33,7 +33,7 @@ def run_statement(settings: Settings, statement: str, output_format: str = "Pret
         raise ConfigurationError(f"{output_format!r} is no name of a ClickHouse output format") from None
     with Warehouse.from_settings(settings, "payout-pipeline sql").session("sql") as session:
         if not _READS.match(text):
-            session.command(text, doing="running the statement")
+            session.command(text, doing="running the statement", repeatable=False)
             return ""
         return session.text(
             text, doing="running the statement", fmt=None if _HAS_FORMAT.search(text) else output_format

@@ -88,14 +88,15 @@ class Fault:
     text: str
     answered: bool  # the server said so itself: an insert it refused was not stored
 
-    def error(self, doing: str) -> PayoutPipelineError:
-        """The exception to raise; ``doing`` names the step and the table."""
+    def error(self, doing: str, address: str = "") -> PayoutPipelineError:
+        """The exception to raise; ``doing`` names the step and the table, ``address`` the server or directory."""
         label = f"code {self.code} {self.name}".strip() if self.code is not None else "no answer"
         hint = _HINTS.get(self.code or 0)
         message = f"ClickHouse, {doing}: {label}: {self.text}" + (f"\nTo repair it: {hint}." if hint else "")
         if self.kind is Kind.NO_SPACE:
             return StorageError(
-                f"{message}\nThe disk of the database is full; free some space and run the same step again."
+                f"{message}\nThe disk of the database is full ({address}); nothing that was not confirmed counts as "
+                "stored.\nTo repair it: free some space there and run the same step again."
             )
         if self.kind is Kind.TRANSIENT:
             return WarehouseUnavailableError(message)
