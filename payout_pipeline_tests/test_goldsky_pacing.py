@@ -219,6 +219,20 @@ def test_endpoints_have_budgets_of_their_own() -> None:
     assert budget_key("https://A/x/gn/") == budget_key("https://a:443/x/gn")
 
 
+def test_a_runtime_directory_in_an_object_store_leaves_the_file_on_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    store = pacing.open_store("http://x/y", limit(5, 1), runtime_dir="s3://bucket/runtime")
+    with store.transaction() as tx:
+        tx.put("a", tx.now(), 100)
+    store.close()
+    assert [file.name for file in tmp_path.rglob("goldsky-rate.sqlite")] == ["goldsky-rate.sqlite"]
+    assert pacing.open_store("http://x/y", limit(5, 1), runtime_dir=f"file://{tmp_path}/a%20b").where == str(
+        tmp_path / "a b" / "goldsky-rate.sqlite"
+    )
+
+
 # --- files and processes --------------------------------------------------------------------------------------------
 
 _HOLD_PLACES = """

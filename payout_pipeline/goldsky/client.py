@@ -266,7 +266,7 @@ class GoldskyClient:
                     for half in (piece[middle:], piece[:middle]):
                         pieces.appendleft((half, retries if len(half) == 1 or fault.kind is FaultKind.SPLIT else 1))
                 continue
-            result.found.update(found)
+            result.found = result.found | found if result.found else found
             result.block_number = min(result.block_number or block, block)
             cut_off = answers.doubtful(piece, found)
             if cut_off:
@@ -371,6 +371,18 @@ class GoldskyClient:
                         raise
                     self.stats.outage_waits += 1
 
+        try:
+            return await once()
+        except AnswerFault as error:
+            if error.fault.kind not in _RETRIED or attempts <= 1:
+                raise
+            failed: list[AnswerFault] = [error]
+
+        async def again() -> _T:
+            if failed:  # the attempt above: the machinery of retries costs as much as a request, and is rarely needed
+                raise failed.pop()
+            return await once()
+
         def before_sleep(state: RetryCallState) -> None:
             counter.attempts += 1
             self.stats.retries += 1
@@ -388,7 +400,7 @@ class GoldskyClient:
             before_sleep=before_sleep,
             reraise=True,
         )
-        return await retrying(once)
+        return await retrying(again)
 
     def _pause(self, state: RetryCallState) -> float:
         """Exponential with jitter; longer where the server asks for it."""

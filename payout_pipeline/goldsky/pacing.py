@@ -34,6 +34,7 @@ import random
 import socket
 import sqlite3
 import sys
+import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
@@ -41,7 +42,7 @@ from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pyrate_limiter import Rate, RateItem
 from pyrate_limiter.buckets.sqlite_bucket import Queries, SQLiteBucket
@@ -164,7 +165,9 @@ def _process_start(pid: int) -> str:
     except OSError:
         return ""
     fields = text.rpartition(")")[2].split()
-    return "" if len(fields) < 20 or fields[0] in ("Z", "X") else fields[19]
+    if len(fields) < 20:
+        return ""
+    return "dead" if fields[0] in ("Z", "X") else fields[19]  # a zombie has no open connection any more
 
 
 @lru_cache(maxsize=1)
@@ -197,9 +200,10 @@ def owner_is_dead(name: str) -> bool:
     if len(parts) != 4 or parts[0] != _owner(os.getpid()).split(":")[0] or not parts[1].isdigit():
         return False
     pid, start = int(parts[1]), parts[2]
-    if start:
-        return _process_start(pid) != start
-    try:
+    running = _process_start(pid)
+    if start and running:
+        return running != start
+    try:  # no such process, or the system hides those of other users
         os.kill(pid, 0)
     except ProcessLookupError:
         return True
@@ -531,7 +535,23 @@ def open_store(
         from payout_pipeline.goldsky.pacing_remote import open_remote_store
 
         return open_remote_store(limiter_url, key, rules)
-    return SQLiteStore(Path(runtime_dir) / "goldsky-rate.sqlite", key, rules)
+    return SQLiteStore(_local_directory(str(runtime_dir)) / "goldsky-rate.sqlite", key, rules)
+
+
+def _local_directory(runtime_dir: str) -> Path:
+    """Where the file is kept: a runtime directory in an object store cannot hold a file that processes share."""
+    if runtime_dir.startswith("file://"):
+        return Path(unquote(urlsplit(runtime_dir).path))
+    if "://" not in runtime_dir:
+        return Path(runtime_dir)
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    directory = Path(tempfile.gettempdir()) / f"payout-pipeline-{user}"
+    directory.mkdir(mode=0o700, exist_ok=True)
+    if directory.is_symlink() or (hasattr(os, "getuid") and directory.stat().st_uid != os.getuid()):
+        raise StorageError(
+            f"{directory} belongs to somebody else; set TMPDIR, or PAYOUT_LIMITER_URL to Redis or PostgreSQL"
+        )
+    return directory
 
 
 # --- waiting for a place --------------------------------------------------------------------------------------------
@@ -647,7 +667,13 @@ class Pacer:
         self.stats.answers_429 += 1
         self.stats.hold_seconds += seconds
         total = await self._use(lambda tx: hold(tx, seconds, wait.reason))
-        logger.warning("%s; nobody asks before that. Answers of 429 so far: %d.", wait.reason, total)
+        often = " If this goes on, lower GOLDSKY_RATE_LIMIT: somebody shares it, or the server allows less."
+        logger.warning(
+            "%s; nobody asks before that. Answers of 429 on record: %d.%s",
+            wait.reason,
+            total,
+            often if total > 2 else "",
+        )
         return wait.reason
 
     async def close(self) -> None:
