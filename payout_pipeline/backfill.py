@@ -179,7 +179,9 @@ def _log_directory(settings: Settings) -> Path:
 
 def fork_context() -> Any:
     """The cheapest safe way to start a child: forked on Linux, spawned elsewhere."""
-    return multiprocessing.get_context("fork" if sys.platform.startswith("linux") else "spawn")
+    from payout_pipeline.warehouse.embedded import fork_is_safe
+
+    return multiprocessing.get_context("fork" if sys.platform.startswith("linux") and fork_is_safe() else "spawn")
 
 
 def _run_children(

@@ -34,7 +34,7 @@ from payout_pipeline.ledger import (
     SnapshotInfo,
     rows_from_answer,
 )
-from payout_pipeline.locks import open_locks
+from payout_pipeline.locks import locks_for
 from payout_pipeline.logs import forwarded_to
 from payout_pipeline.payouts import InvalidVector, Vector, parse_numerators, parse_payouts
 from payout_pipeline.scrub import excerpt, scrub
@@ -197,19 +197,14 @@ def worker_lock(
     settings: Settings, partition: str, *, purpose: str, run_id: str, log: Logger
 ) -> AbstractContextManager[Any]:
     """One run of a worker at a time, on this machine or, with ``PAYOUT_LIMITER_URL``, on all of them."""
-    url = settings.limiter_url.get_secret_value() if settings.limiter_url else None
-    if url is not None:
-        import payout_pipeline.locks_remote  # noqa: F401 - registers the locks of redis:// and postgresql://
-    elif "://" in settings.runtime_dir:
+    locks = locks_for(settings)
+    if locks is None:
         log.warning(
             "PAYOUT_RUNTIME_DIR is remote and PAYOUT_LIMITER_URL is not set: two machines could run %s at once.",
             partition,
         )
         return nullcontext()
-    local = Path(settings.runtime_dir) if "://" not in settings.runtime_dir else Path("runtime")
-    return open_locks(local / "locks", url).hold(
-        partition, purpose=purpose, run_id=run_id, wait_seconds=LOCK_WAIT_SECONDS, log=log.info
-    )
+    return locks.hold(partition, purpose=purpose, run_id=run_id, wait_seconds=LOCK_WAIT_SECONDS, log=log.info)
 
 
 def _check_target(settings: Settings, log: Logger) -> None:

@@ -43,16 +43,16 @@ class IngestSummary:
 
 
 def prepare_target(settings: Settings, log: Logger) -> None:
-    """Create the target table, or check the existing one, before anything is asked of Goldsky.
+    """Create the target table, or check the existing one and the user's own, before anything is asked of Goldsky.
 
     Raises WarehouseSchemaError with the DDL that is needed, ConfigurationError or WarehousePermanentError where the
     database cannot be used, WarehouseUnavailableError where it does not answer within its budget.
     """
-    from payout_pipeline.warehouse.schema import ensure_target
+    from payout_pipeline.warehouse.schema import ensure_sources
 
     warehouse = Warehouse.from_settings(settings, comment="payout-pipeline: prepare")
     with warehouse.session("prepare the target table") as session:
-        target = ensure_target(session, QualifiedName.parse(settings.target_table), settings.clickhouse_cluster)
+        target = ensure_sources(session, settings).target
         log.info(f"target table {target.name} on {session.address} (ClickHouse {session.version})")
 
 

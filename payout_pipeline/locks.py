@@ -26,6 +26,8 @@ from payout_pipeline.storage import LogLine, process_is_alive, storage_error
 if TYPE_CHECKING:
     from filelock import FileLock
 
+    from payout_pipeline.settings import Settings
+
 POLL_SECONDS = 0.1
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -220,6 +222,20 @@ def open_locks(directory: Path, url: str | None = None) -> Locks:
         known = ", ".join(sorted(_FACTORIES)) or "none in this installation"
         raise ConfigurationError(f"PAYOUT_LIMITER_URL begins with {scheme[:20]!a}; locks are known for: {known}")
     return factory(url)
+
+
+def locks_for(settings: Settings) -> Locks | None:
+    """The locks of the workers' runs: shared where ``PAYOUT_LIMITER_URL`` is set, else under the runtime directory.
+
+    None where the runtime directory is remote and nothing is shared: then nobody can tell who else is at work.
+    """
+    if settings.limiter_url is not None:
+        import payout_pipeline.locks_remote  # noqa: F401 - registers the locks of redis:// and postgresql://
+
+        return open_locks(Path("runtime") / "locks", settings.limiter_url.get_secret_value())
+    if "://" in settings.runtime_dir:
+        return None
+    return open_locks(Path(settings.runtime_dir) / "locks")
 
 
 def hold(

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
+from payout_pipeline.backfill import RECORD_FILE
 from payout_pipeline.checkpoint import worker_of_name
 from payout_pipeline.conditions import worker_of_key
 from payout_pipeline.errors import ConfigurationError
 from payout_pipeline.ledger import DIRECTORY
-from payout_pipeline.locks import open_locks
+from payout_pipeline.locks import locks_for
 from payout_pipeline.settings import Settings
 from payout_pipeline.storage import Store, join, open_store
 from payout_pipeline.verification import counted
@@ -47,7 +47,8 @@ def plan_reset(settings: Settings, worker: int | None = None) -> ResetPlan:
             f"--worker names worker {worker}, but PAYOUT_WORKERS is {settings.workers}: use 1 to {settings.workers}."
         )
     store = open_store(settings.runtime_dir)
-    keys: list[str] = []
+    # A backfill that did not get to its end is not continued after a clean restart.
+    keys: list[str] = [RECORD_FILE] if worker is None and store.exists(RECORD_FILE) else []
     for name in store.names():
         aside = _ASIDE.fullmatch(name)
         number = worker_of_name(aside[1] if aside else name)
@@ -70,14 +71,9 @@ def remove(plan: ResetPlan) -> str:
 
     Raises LockHeldError, before anything is removed, where a run of one of the workers is going; StorageError.
     """
-    settings = plan.settings
-    url = settings.limiter_url.get_secret_value() if settings.limiter_url else None
-    if url is not None:
-        import payout_pipeline.locks_remote  # noqa: F401 - registers the locks of redis:// and postgresql://
-    remote = "://" in settings.runtime_dir
     with ExitStack() as stack:
-        if url is not None or not remote:
-            locks = open_locks(Path("runtime" if remote else settings.runtime_dir) / "locks", url)
+        locks = locks_for(plan.settings)
+        if locks is not None:
             for partition in plan.partitions:
                 stack.enter_context(locks.hold(partition, purpose="reset", wait_seconds=0))
         for key in plan.keys:

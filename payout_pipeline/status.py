@@ -20,7 +20,7 @@ from payout_pipeline.checkpoint import BatchProgress, Checkpoint, read_checkpoin
 from payout_pipeline.conditions import chunk_bounds, partition_key
 from payout_pipeline.errors import InputError, PayoutPipelineError, StorageError
 from payout_pipeline.ledger import DIRECTORY, SNAPSHOT
-from payout_pipeline.locks import Holder, open_locks
+from payout_pipeline.locks import Holder, locks_for
 from payout_pipeline.settings import Settings
 from payout_pipeline.storage import Store, join, open_store
 from payout_pipeline.verification import duration
@@ -216,14 +216,8 @@ class _Holders:
     """Who holds which worker's lock. ``known`` is False where locks are kept nowhere (a remote directory alone)."""
 
     def __init__(self, settings: Settings) -> None:
-        url = settings.limiter_url.get_secret_value() if settings.limiter_url else None
-        remote = "://" in settings.runtime_dir
-        self.known = url is not None or not remote
-        self._locks = None
-        if url is not None:
-            import payout_pipeline.locks_remote  # noqa: F401 - registers the locks of redis:// and postgresql://
-        if self.known:
-            self._locks = open_locks(Path("runtime" if remote else settings.runtime_dir) / "locks", url)
+        self._locks = locks_for(settings)
+        self.known = self._locks is not None
 
     def of(self, partition: str) -> Holder | None:
         return self._locks.holder(partition) if self._locks is not None else None
