@@ -21,7 +21,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, V
 
 from payout_pipeline.errors import ConfigurationError
 from payout_pipeline.scrub import excerpt, register_secret
-from payout_pipeline.warehouse.identifiers import QualifiedName
+from payout_pipeline.warehouse.identifiers import QualifiedName, quote_identifier
 
 PUBLIC_ENDPOINT = (
     "https://api.goldsky.com/api/public/project_cl6mb8i9h0003e201j6li0diw/subgraphs/positions-subgraph/0.0.7/gn"
@@ -104,6 +104,12 @@ def _qualified(value: Any) -> Any:
     return value.strip()
 
 
+def _identifier(value: Any) -> Any:
+    if value is not None:
+        quote_identifier(value)
+    return value
+
+
 Whole = Annotated[int, BeforeValidator(_whole_number)]
 Finite = Annotated[float, BeforeValidator(_finite)]
 TableName = Annotated[str, BeforeValidator(_qualified)]
@@ -137,7 +143,7 @@ class Settings(BaseModel):
     clickhouse_port: Annotated[int | None, BeforeValidator(_whole_number)] = Field(None, ge=1, le=65_535)
     clickhouse_user: str | None = None
     clickhouse_password: SecretStr | None = None
-    clickhouse_database: str | None = None
+    clickhouse_database: Annotated[str | None, BeforeValidator(_identifier)] = None
     clickhouse_secure: bool | None = None
     clickhouse_wait_seconds: Finite = Field(120, ge=0, le=86_400)
     clickhouse_cluster: str | None = Field(None, pattern=r"^([A-Za-z_][A-Za-z0-9_.-]*|\{[A-Za-z_]+\})$")
