@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -21,6 +21,7 @@ from payout_pipeline.checkpoint import CheckpointWriter, checkpoint_name, iso_ti
 from payout_pipeline.conditions import Chunk, ConditionFile, partition_key, prefix_range, read_conditions
 from payout_pipeline.errors import (
     ErrorRateError,
+    GoldskyUnavailableError,
     IncompleteError,
     InterruptedRunError,
     SnapshotLostError,
@@ -55,6 +56,8 @@ if TYPE_CHECKING:
 LOCK_WAIT_SECONDS = 30.0
 #: How often a run is pinned anew (a deployment that moves, history that is pruned) before it gives up.
 _PINS_PER_RUN = 3
+#: How often absent ids are asked again while their number keeps changing.
+_CONFIRMATIONS = 10
 _SHAPES_SHOWN = 50
 _FAILURES_SHOWN = 20
 
@@ -337,6 +340,16 @@ async def _ask_all(work: _Work, client: GoldskyClient, running: RunningLedger, t
         for index in jobs:
             await ask(work, client, running, index, totals, reporter)
 
+    try:
+        await _in_lanes(work, lane)
+        if work.chunk is not None:
+            await _confirm_absences(work, client, running, totals)
+    finally:
+        await asyncio.to_thread(reporter.end)
+
+
+async def _in_lanes(work: _Work, lane: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run ``lane`` as often as there may be requests in flight; the first fault stops them all."""
     lanes = [asyncio.ensure_future(lane()) for _ in range(work.settings.goldsky_concurrent_requests)]
     try:
         await asyncio.gather(*lanes)
@@ -344,7 +357,67 @@ async def _ask_all(work: _Work, client: GoldskyClient, running: RunningLedger, t
         for task in lanes:
             task.cancel()
         await asyncio.gather(*lanes, return_exceptions=True)
-        await asyncio.to_thread(reporter.end)
+
+
+async def _confirm_absences(work: _Work, client: GoldskyClient, running: RunningLedger, totals: _Totals) -> None:
+    """Ask once more for the ids that an answer did not have: an absence counts when two answers agree.
+
+    No answer shows by itself that an id was left out of it. Ids that the former snapshot had as absent already, and
+    that are still, have their second answer. One request for a thousand absent ids.
+    """
+    known = _absent_before(work) if running.carried else set()
+    batch_of = {i: at for at, ids in running.ids_with_status("absent") for i in ids if i not in known}
+    wanted = 1  # answers in a row that agree; one more where a subgraph was caught leaving ids out
+    for _ in range(_CONFIRMATIONS):
+        if not batch_of:
+            return
+        if await _ask_again(work, client, running, totals, batch_of):
+            wanted = 2
+        wanted -= 1
+        if wanted == 0:
+            return
+    raise GoldskyUnavailableError(
+        f"{work.partition}: the subgraph left out other ids in each of {_CONFIRMATIONS} answers, so an absence means "
+        "nothing. What was answered is saved.\nTo repair it: start it again when the subgraph answers alike."
+    )
+
+
+async def _ask_again(
+    work: _Work, client: GoldskyClient, running: RunningLedger, totals: _Totals, batch_of: dict[str, int]
+) -> bool:
+    """Ask for the absent ids of ``batch_of``, store what is there after all and take it out; whether there was any."""
+    suspects = list(batch_of)
+    size = work.settings.goldsky_batch_size
+    pieces = iter([suspects[start : start + size] for start in range(0, len(suspects), size)])
+    seen = False
+
+    async def lane() -> None:
+        nonlocal seen
+        for piece in pieces:
+            answer = await client.fetch_batch(piece, _asked(running))
+            changed = [i for i in piece if i in answer.found or i in answer.failed]
+            if answer.failed:
+                totals.last_error = next(iter(answer.failed.values()))
+            for index in sorted({batch_of[i] for i in changed}):
+                ids = [i for i in changed if batch_of[i] == index]
+                table = _table(ids, answer.found, answer.failed, answer.block_number, client)
+                await asyncio.to_thread(running.amend, index, table)
+            for i in changed:
+                del batch_of[i]
+            if answer.found:
+                seen = True
+                work.log.warning(
+                    f"{len(answer.found):,} ids that an answer had left out were there when asked again, "
+                    f"first {next(iter(answer.found))}; the second answer counts"
+                )
+
+    await _in_lanes(work, lane)
+    return seen
+
+
+def _absent_before(work: _Work) -> set[str]:
+    """The ids that the finished ledger has as absent."""
+    return {i for batch in work.ledger.read(["condition_id"], ["absent"]) for i in batch.column(0).to_pylist()}
 
 
 async def _ask_batch(

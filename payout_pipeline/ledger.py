@@ -946,6 +946,50 @@ class RunningLedger:
         for status, count in counts.items():
             self._totals[status] += sign * count
 
+    def ids_with_status(self, status: Status) -> Iterator[tuple[int, list[str]]]:
+        """The ids of a status, batch by batch, of the batches on disk.
+
+        Raises:
+            LedgerError: a batch was damaged meanwhile.
+        """
+        import pyarrow.compute as pc
+
+        if not self._totals[status]:
+            return
+        for index in sorted(self.finished_batches):
+            _, _, table = self._ledger._read_batch(_batch_name(index))
+            yield index, table.filter(pc.equal(table["status"], status))["condition_id"].to_pylist()
+
+    def amend(self, index: int, table: pa.Table) -> None:
+        """Replace the rows of some ids of a batch on disk by those of a later answer at the same block.
+
+        Args:
+            index: a batch on disk.
+            table: rows of `ledger_schema`; each id is one of the batch.
+
+        Raises:
+            LedgerError: the rows are not of this batch; nothing was written.
+            StorageError: the place cannot be written; the batch is as it was.
+        """
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        _, own, former = self._ledger._read_batch(_batch_name(index))
+        ids = table["condition_id"]
+        fault = _fault_in_rows(table)
+        if fault is None and not pc.all(pc.is_in(ids, value_set=former["condition_id"].combine_chunks())).as_py():
+            fault = "it has ids of another batch"
+        if fault is None and len(set(ids.to_pylist())) != len(ids):
+            fault = "it has an id twice"
+        if fault is not None:
+            raise LedgerError(f"batch {index} of {self._ledger.partition} is not amended: {fault}")
+        kept = former.filter(pc.invert(pc.is_in(former["condition_id"], value_set=ids.combine_chunks())))
+        merged = self._in_order(index, pa.concat_tables([kept, table]))
+        self._write(index, merged, str(own.get("note") or ""))
+        with self._lock:
+            self._add(_counts_of(former), -1)
+            self._add(_counts_of(merged), 1)
+
     def _in_order(self, index: int, table: pa.Table) -> pa.Table:
         import pyarrow as pa
 

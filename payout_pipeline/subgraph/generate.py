@@ -1,6 +1,6 @@
 """Condition ids and outcomes for the demo and for tests: reproducible, shaped like the real ones, with the exact truth.
 
-Of the ids about 75 % are resolved, 20 % known but unresolved, 5 % absent from the subgraph. Nearly all vectors have one
+Of the ids about 75 % are resolved, 23 % known but unresolved, 2 % absent from the subgraph. Nearly all vectors have one
 winner; 50/50s, 0.54/0.46s, thirds (34 digits, which no decimal of that length holds exactly) and three outcomes occur.
 """
 
@@ -21,7 +21,7 @@ from payout_pipeline.errors import InputError
 from payout_pipeline.subgraph.decimals import decimal_text
 
 RESOLVED_SHARE = 0.75
-UNRESOLVED_SHARE = 0.20
+UNRESOLVED_SHARE = 0.23
 
 _FIRST_RESOLUTION = int(datetime(2021, 1, 1, tzinfo=timezone.utc).timestamp())
 _LAST_RESOLUTION = int(datetime(2025, 10, 1, tzinfo=timezone.utc).timestamp())
