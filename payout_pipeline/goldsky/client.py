@@ -435,8 +435,10 @@ class GoldskyClient:
         async with self.pacer.slot(is_probe=not patient) as slot:
             counter.requests += 1
             self.stats.requests += 1
+            sent = time.monotonic()
             try:
                 answer = await self._execute(request)
+                self._log_request(request, sent)
             except AnswerFault as error:
                 fault = error.fault
                 if fault.kind is FaultKind.RATE_LIMITED:
@@ -487,6 +489,11 @@ class GoldskyClient:
         if not isinstance(answer, Answer):
             raise TypeError(f"the transport returned {type(answer).__name__}")
         return answer
+
+    def _log_request(self, request: GraphQLRequest, sent: float) -> None:
+        if logger.isEnabledFor(logging.DEBUG):
+            ids = len((request.variable_values or {}).get("ids", ()))
+            logger.debug("Request %d: %d ids, answered after %.3f s", self.stats.requests, ids, time.monotonic() - sent)
 
     async def _probe_circuit(self) -> None:
         """Whether the subgraph answers at all; an answer of any kind but a transient failure says so."""
