@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
 from payout_pipeline.errors import ConfigurationError, LockHeldError, TransientError
-from payout_pipeline.locks import FileLocks, Holder, Locks, register_locks
+from payout_pipeline.locks import Holder, Locks, register_locks
 from payout_pipeline.scrub import excerpt, register_secret, scrub
 from payout_pipeline.storage import LogLine
 
@@ -422,14 +422,12 @@ def open_service(url: str, lifetime_seconds: float = LIFETIME_SECONDS) -> LockSe
     )
 
 
-def locks_for(directory: Path, runtime_dir: str, limiter_url: str | None) -> Locks:
-    """The locks of a runtime location: at the shared service where its URL is set, else files under ``directory``.
+def remote_locks(runtime_dir: str, limiter_url: str) -> RemoteLocks:
+    """The locks of a runtime location at the service of ``PAYOUT_LIMITER_URL``; raises as :func:`open_service` does.
 
-    ``runtime_dir`` is the location as configured; a local one counts as its absolute path, the same on every machine,
-    so that two machines with a directory each still take turns at a worker.
+    A local ``runtime_dir`` counts as its absolute path, the same on every machine, so that two machines with a
+    directory each still take turns at a worker.
     """
-    if not limiter_url:
-        return FileLocks(directory)
     scope = runtime_dir if "://" in runtime_dir else str(Path(runtime_dir).absolute())
     return RemoteLocks(open_service(limiter_url), scope)
 
@@ -502,7 +500,7 @@ def _unreachable(service: str, error: Exception) -> str:
 
 
 def _register() -> None:
-    """Known by its scheme alone, a service has one scope for all that use it: safe, if stricter than `locks_for`."""
+    """Known by its scheme alone, a service has one scope for all that use it: safe, if stricter than `remote_locks`."""
 
     def without_scope(url: str) -> Locks:
         return RemoteLocks(open_service(url), "")

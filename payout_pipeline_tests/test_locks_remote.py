@@ -17,15 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from payout_pipeline.errors import ConfigurationError, LockHeldError, TransientError
-from payout_pipeline.locks import FileLocks, Holder
+from payout_pipeline.locks import Holder
 from payout_pipeline.locks_remote import (
     LockLostError,
     LockServiceError,
     RemoteLocks,
     _advisory_key,
     _said_by,
-    locks_for,
     open_service,
+    remote_locks,
 )
 
 
@@ -180,9 +180,12 @@ def test_runtime_locations_do_not_share_locks_and_a_trailing_slash_is_none() -> 
     assert "s3://" not in RemoteLocks(service, "s3://b/p").key("w")
 
 
-def test_without_a_url_the_locks_are_files(tmp_path: Path) -> None:
-    locks = locks_for(tmp_path, str(tmp_path), None)
-    assert isinstance(locks, FileLocks)
+def test_a_local_runtime_directory_counts_as_its_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("redis", reason="in the optional group `cluster`")
+    monkeypatch.chdir(tmp_path)
+    key = remote_locks("runtime", "redis://h/0").key("w")
+    assert key == remote_locks(str(tmp_path / "runtime"), "redis://h/0").key("w")
+    assert key != remote_locks("s3://b/runtime", "redis://h/0").key("w")
 
 
 @pytest.mark.parametrize("url", ["mysql://u:canary-s3cret@h/x", "http://u:canary-s3cret@h", "canary-s3cret"])

@@ -17,15 +17,15 @@ from urllib.parse import urlsplit
 import pytest
 
 from payout_pipeline.errors import ConfigurationError, LockHeldError
-from payout_pipeline.locks import FileLocks
 from payout_pipeline.locks_remote import (
     Lease,
     LockLostError,
     LockServiceError,
     PostgresLocks,
+    RedisLocks,
     RemoteLocks,
-    locks_for,
     open_service,
+    remote_locks,
 )
 from payout_pipeline_tests.cluster.services import Service, free_port, missing_parts, postgres_server, redis_server
 
@@ -220,11 +220,8 @@ def test_a_wrong_password_is_a_configuration_error_without_the_password(url: str
     assert "canary-wr0ng" not in str(refused.value)
 
 
-def test_the_url_decides_which_locks_are_used(tmp_path: Path, services: dict[str, tuple[Service, str]]) -> None:
-    assert isinstance(locks_for(tmp_path, "s3://b/p", None), FileLocks)
-    remote = locks_for(tmp_path, "s3://b/p/", services["postgresql"][1])
-    assert isinstance(remote, RemoteLocks)
-    assert isinstance(remote.service, PostgresLocks)
-    assert remote.key("worker_1") == RemoteLocks(remote.service, "s3://b/p").key("worker_1")
-    with pytest.raises(ConfigurationError, match="redis:// or postgresql://"):
-        locks_for(tmp_path, "s3://b/p", "mysql://localhost")
+def test_the_url_decides_which_service_keeps_the_locks(services: dict[str, tuple[Service, str]]) -> None:
+    kept = {name: remote_locks("s3://b/p/", url) for name, (_, url) in services.items()}
+    assert isinstance(kept["redis"].service, RedisLocks)
+    assert isinstance(kept["postgresql"].service, PostgresLocks)
+    assert kept["redis"].key("worker_1") == RemoteLocks(kept["redis"].service, "s3://b/p").key("worker_1")
