@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from payout_pipeline.errors import PayoutPipelineError
 from payout_pipeline.scrub import excerpt, scrub
 from payout_pipeline.settings import Settings
-from payout_pipeline.verification import FRESH_WITHIN, counted, duration
+from payout_pipeline.verification import FRESH_WITHIN
 from payout_pipeline.warehouse.identifiers import QualifiedName
+from payout_pipeline.words import counted, duration
 from payout_pipeline.worklist import Worklist, read_worklist
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from payout_pipeline.checks.history import CheckStatus, State, latest_statuses
 from payout_pipeline.settings import Settings
-from payout_pipeline.verification import Severity, Table, counted
+from payout_pipeline.verdict import Severity, Table
+from payout_pipeline.words import counted
 from payout_pipeline.worklist import Worklist, read_worklist
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from payout_pipeline.report import Report
 from payout_pipeline.scrub import scrub
 from payout_pipeline.settings import Settings
 from payout_pipeline.storage import Store, open_store
-from payout_pipeline.verification import Severity, Table
+from payout_pipeline.verdict import Severity, Table
 
 if TYPE_CHECKING:
     from payout_pipeline.ledger import SnapshotInfo

@@ -14,7 +14,7 @@ from payout_pipeline.ledger import DIRECTORY
 from payout_pipeline.locks import locks_for
 from payout_pipeline.settings import Settings
 from payout_pipeline.storage import Store, join, open_store
-from payout_pipeline.verification import counted
+from payout_pipeline.words import counted
 
 _ASIDE = re.compile(r"(payout-backfill-worker\d{1,2}\..*)\.corrupt-.*")
 

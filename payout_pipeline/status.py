@@ -23,7 +23,7 @@ from payout_pipeline.ledger import DIRECTORY, SNAPSHOT
 from payout_pipeline.locks import Holder, locks_for
 from payout_pipeline.settings import Settings
 from payout_pipeline.storage import Store, join, open_store
-from payout_pipeline.verification import duration
+from payout_pipeline.words import duration
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

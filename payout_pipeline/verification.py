@@ -7,103 +7,21 @@ Each function takes the result of one query (``warehouse/queries.py``) or of one
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from enum import Enum
 from typing import TYPE_CHECKING
+
+from payout_pipeline.verdict import Severity, Table, Value, Verdict
+from payout_pipeline.words import counted, duration, has, is_, listed, share
 
 if TYPE_CHECKING:
     from payout_pipeline.ledger import Accounting
     from payout_pipeline.warehouse import queries
     from payout_pipeline.warehouse.load import Comparison
 
-Value = int | float | str | bool
 FRESH_WITHIN = timedelta(hours=24)
 #: Rows of a table that names defects; the sentence always carries the exact count.
 SHOWN_ROWS = 20
-
-
-class Severity(str, Enum):
-    """ERROR: the backfill must not be trusted. WARN: somebody should look."""
-
-    ERROR = "ERROR"
-    WARN = "WARN"
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A small table beside a verdict; every cell is text, a number or a truth value."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Value, ...], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """The outcome of one check.
-
-    ``description`` is a sentence that carries the number; ``expected`` and ``actual`` are the same fact as data.
-    ``repair`` says what to do and is empty where the check passed.
-    """
-
-    check: str
-    passed: bool
-    severity: Severity
-    description: str
-    expected: Value
-    actual: Value
-    tables: tuple[Table, ...] = ()
-    sql: str = ""
-    repair: str = ""
-    facts: Mapping[str, Value] = field(default_factory=dict)
-
-
-def counted(number: int, noun: str, plural: str | None = None) -> str:
-    """``1 row``, ``2,345 rows``."""
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
-
-
-def share(part: int, whole: int) -> str:
-    """``part`` of ``whole`` in per cent, two decimals, never rounded up to 100 or down to 0."""
-    if not whole:
-        return "0.00 %"
-    hundredths = part * 10_000 // whole
-    if hundredths == 0 and part:
-        hundredths = 1
-    return f"{hundredths // 100}.{hundredths % 100:02d} %"
-
-
-def _has(number: int) -> str:
-    return "has" if number == 1 else "have"
-
-
-def _is(number: int) -> str:
-    return "is" if number == 1 else "are"
-
-
-def duration(delta: timedelta) -> str:
-    """``3 d 4 h``, ``5 h 12 min``, ``3 min 4 s``: the two largest units."""
-    seconds = max(0, int(delta.total_seconds()))
-    days, rest = divmod(seconds, 86_400)
-    hours, rest = divmod(rest, 3_600)
-    minutes, seconds = divmod(rest, 60)
-    if days:
-        return f"{days} d {hours} h"
-    if hours:
-        return f"{hours} h {minutes} min"
-    if minutes:
-        return f"{minutes} min {seconds} s"
-    return f"{seconds} s"
-
-
-def listed(ids: Sequence[str], total: int, show: int = 3) -> str:
-    """The first ids of ``total`` in words, for the end of a sentence; empty where there are none."""
-    if not ids:
-        return ""
-    more = total - min(show, len(ids))
-    return ", ".join(ids[:show]) + (f" and {more:,} more" if more > 0 else "")
-
 
 # --------------------------------------------------------------------------------------------------- goldsky_payouts
 
@@ -182,8 +100,8 @@ def error_rate(
     passed = rate <= limit
     kinds = f"{counts.get('failed', 0):,} failed, {counts.get('invalid', 0):,} invalid"
     sentence = (
-        f"{bad:,} of {counted(total, 'id')} of {partition} ({share(bad, total)}) {_has(bad)} no "
-        f"usable answer ({kinds}); at most {limit:.2%} may"
+        f"{bad:,} of {counted(total, 'id')} of {partition} ({share(bad, total)}) {has(bad)} no "
+        f"usable answer ({kinds}); at most {100 * limit:g} % may"
     )
     table = Table("ids without a usable answer", ("condition_id", "status", "error"), tuple(failures[:SHOWN_ROWS]))
     repair = ""
@@ -337,7 +255,7 @@ def all_workers_complete(workers: Sequence[WorkerState]) -> Verdict:
         for worker in workers
     )
     table = Table("workers", ("worker", "ids", *_STATUSES, "loaded", "state"), rows)
-    sentence = f"{len(complete)} of {counted(len(workers), 'worker')} {_is(len(complete))} complete"
+    sentence = f"{len(complete)} of {counted(len(workers), 'worker')} {is_(len(complete))} complete"
     if troubled:
         told = "; ".join(f"{worker.partition}: {worker.problem}" for worker in troubled[:5])
         more = f" and {len(troubled) - 5} more" if len(troubled) > 5 else ""
@@ -452,7 +370,7 @@ def payout_sample(found: queries.PayoutSample) -> Verdict:
         sentence = "There is no row of goldsky-api to look at"
     elif bad:
         sentence = (
-            f"{len(bad)} of {counted(len(found.rows), 'sampled row')} {_is(len(bad))} malformed: "
+            f"{len(bad)} of {counted(len(found.rows), 'sampled row')} {is_(len(bad))} malformed: "
             f"{bad[0].condition_id}: {bad[0].defect}"
         )
     else:
@@ -477,10 +395,10 @@ def no_null_payouts(found: queries.NoNullPayouts) -> Verdict:
     bad = found.without_vector + found.missing
     parts: list[str] = []
     if found.without_vector:
-        parts.append(f"{counted(found.without_vector, 'row')} of the view {_has(found.without_vector)} no vector")
+        parts.append(f"{counted(found.without_vector, 'row')} of the view {has(found.without_vector)} no vector")
     if found.missing:
         parts.append(
-            f"{found.missing:,} of {counted(found.resolved, 'condition')} that Goldsky resolved {_has(found.missing)} "
+            f"{found.missing:,} of {counted(found.resolved, 'condition')} that Goldsky resolved {has(found.missing)} "
             f"no vector in the view ({listed(found.examples, found.missing, 1)})"
         )
     sentence = (
@@ -510,7 +428,7 @@ def one_row_per_condition(found: queries.OneRowPerCondition) -> Verdict:
     sentence = f"The view has {counted(found.rows, 'row')} for {counted(found.conditions, 'condition')}"
     if not passed:
         sentence += (
-            f": {counted(found.doubled, 'condition')} {_is(found.doubled)} there more than once and "
+            f": {counted(found.doubled, 'condition')} {is_(found.doubled)} there more than once and "
             f"{'pays its' if found.doubled == 1 else 'pay their'} wallets again "
             f"({listed(found.examples, found.doubled, 1)})"
         )
@@ -537,7 +455,7 @@ def goldsky_rows_included(found: queries.RowsIncluded) -> Verdict:
         f"{found.from_external:,} from there, {found.from_market:,} from market_resolutions_final"
     )
     if found.missing:
-        sentence += f"; {found.missing:,} {_is(found.missing)} missing ({listed(found.examples, found.missing, 1)})"
+        sentence += f"; {found.missing:,} {is_(found.missing)} missing ({listed(found.examples, found.missing, 1)})"
     table = Table("external conditions that the view lacks", ("condition_id",), tuple((i,) for i in found.examples))
     return Verdict(
         "goldsky_rows_included",
@@ -555,7 +473,7 @@ def goldsky_rows_included(found: queries.RowsIncluded) -> Verdict:
 
 def sources_agree(found: queries.SourcesAgree) -> Verdict:
     """No condition has different vectors in the two sources."""
-    sentence = f"{counted(found.overlap, 'condition')} {_is(found.overlap)} resolved by both sources"
+    sentence = f"{counted(found.overlap, 'condition')} {is_(found.overlap)} resolved by both sources"
     if found.differing:
         first = found.examples[0] if found.examples else None
         example = f", for example {first.condition_id}: {first.market} against {first.goldsky}" if first else ""
@@ -700,7 +618,7 @@ def settled_pnl(view: str, before: PnlNumbers | None, after: PnlNumbers, defects
         if defects.doubled_conditions:
             problems.append(
                 f"{counted(defects.doubled_conditions, 'condition')} of the truth view "
-                f"{_has(defects.doubled_conditions)} more than one row, so their wallets are paid twice"
+                f"{has(defects.doubled_conditions)} more than one row, so their wallets are paid twice"
             )
         repairs.append(
             f"Where one_row_per_condition failed too, {_REBUILD}; otherwise the definition of {view} joins something "
@@ -715,7 +633,7 @@ def settled_pnl(view: str, before: PnlNumbers | None, after: PnlNumbers, defects
     if before is not None and after.wallets < before.wallets:
         problems.append(f"{before.wallets - after.wallets:,} wallets lost their settled P&L")
         repairs.append("Compare coverage_before_after: conditions that left the view take their wallets along")
-    now = f"{counted(after.wallets, 'wallet')} {_has(after.wallets)} settled P&L of {after.total:,.2f} USD in total"
+    now = f"{counted(after.wallets, 'wallet')} {has(after.wallets)} settled P&L of {after.total:,.2f} USD in total"
     if before is None:
         sentence = f"{now}; before the rebuild there was nothing to read"
     else:

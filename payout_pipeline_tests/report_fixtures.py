@@ -30,7 +30,7 @@ from payout_pipeline.ledger import DIRECTORY, Ledger, Pin, RunPlan, rows_from_an
 from payout_pipeline.payouts import InvalidVector, Vector
 from payout_pipeline.settings import Settings, load_settings
 from payout_pipeline.truth import rebuild_truth
-from payout_pipeline.verification import Verdict
+from payout_pipeline.verdict import Verdict
 from payout_pipeline.warehouse.client import Warehouse
 from payout_pipeline.worklist import Worklist, read_worklist
 

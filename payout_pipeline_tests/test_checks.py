@@ -13,7 +13,7 @@ from payout_pipeline import verification as judge
 from payout_pipeline.checks.catalogue import FETCHED, STORED, VIEW, catalogue, checks_of
 from payout_pipeline.ledger import Pin
 from payout_pipeline.payouts import InvalidVector, Vector
-from payout_pipeline.verification import Severity, Verdict
+from payout_pipeline.verdict import Severity, Verdict
 from payout_pipeline_tests.report_fixtures import (  # noqa: F401 - fixtures
     IDS,
     RESOLVED,
@@ -110,7 +110,7 @@ def test_failed_and_invalid_ids_within_the_limit_pass_and_are_listed(house: Hous
 def test_more_failures_than_the_limit_fail_and_name_the_first_with_its_error(house: House) -> None:  # noqa: F811
     house.answers[4] = "HTTP 500: out of order"
     house.write_ledger(1)
-    verdict = failed(house.fetched("error_rate"), "1 of 12 ids", "8.33 %", condition(4), "out of order", "1.00% may")
+    verdict = failed(house.fetched("error_rate"), "1 of 12 ids", "8.33 %", condition(4), "out of order", "at most 1 % may")
     assert (verdict.expected, verdict.actual) == (0.01, pytest.approx(1 / 12))
 
 

@@ -29,7 +29,7 @@ from payout_pipeline.report_html import Plots, RequestPoint, gather_plots, page
 from payout_pipeline.scrub import register_secret
 from payout_pipeline.settings import VARIABLES, RateLimit, Settings
 from payout_pipeline.subgraph.server import SubgraphConfig, SubgraphServer
-from payout_pipeline.verification import Severity, Table, Verdict
+from payout_pipeline.verdict import Severity, Table, Verdict
 from payout_pipeline_tests.report_fixtures import (  # noqa: F401 - fixtures
     IDS,
     House,

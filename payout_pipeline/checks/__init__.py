@@ -18,7 +18,7 @@ from payout_pipeline.checks.results import to_result
 from payout_pipeline.faults import reported_to_dagster
 from payout_pipeline.resources import PipelineResource
 from payout_pipeline.settings import Settings
-from payout_pipeline.verification import Severity, Verdict
+from payout_pipeline.verdict import Severity, Verdict
 from payout_pipeline.worklist import WorkerInput, Worklist, read_worklist
 
 _POOLS = {FETCHED: None, STORED: "clickhouse", VIEW: "clickhouse"}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from payout_pipeline.settings import Settings
-from payout_pipeline.verification import Severity
+from payout_pipeline.verdict import Severity
 
 FETCHED = "goldsky_payouts"
 STORED = "resolutions_external_ingest"

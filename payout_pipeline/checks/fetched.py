@@ -10,7 +10,7 @@ from payout_pipeline import verification as judge
 from payout_pipeline.conditions import prefix_range, read_conditions
 from payout_pipeline.ledger import STATUSES, Accounting, Ledger, SnapshotInfo
 from payout_pipeline.settings import Settings
-from payout_pipeline.verification import Verdict
+from payout_pipeline.verdict import Verdict
 from payout_pipeline.worklist import WorkerInput
 
 

@@ -22,7 +22,7 @@ from dagster._core.storage.asset_check_execution_record import (
 from payout_pipeline.checks.catalogue import FETCHED, STORED, VIEW, CheckInfo, catalogue
 from payout_pipeline.checks.results import from_evaluation
 from payout_pipeline.settings import Settings
-from payout_pipeline.verification import Severity, Verdict
+from payout_pipeline.verdict import Severity, Verdict
 from payout_pipeline.worklist import Worklist
 
 

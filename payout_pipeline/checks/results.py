@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from payout_pipeline.scrub import escape_controls, scrub
-from payout_pipeline.verification import Severity, Table, Value, Verdict
+from payout_pipeline.verdict import Severity, Table, Value, Verdict
 
 if TYPE_CHECKING:
     from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluation

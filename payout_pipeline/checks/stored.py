@@ -8,7 +8,7 @@ from importlib.resources import files
 from payout_pipeline import verification as judge
 from payout_pipeline.ledger import Ledger
 from payout_pipeline.settings import Settings
-from payout_pipeline.verification import Verdict
+from payout_pipeline.verdict import Verdict
 from payout_pipeline.warehouse.client import Warehouse
 from payout_pipeline.warehouse.identifiers import QualifiedName
 from payout_pipeline.warehouse.load import compare_rows

@@ -15,7 +15,8 @@ from payout_pipeline.errors import ConfigurationError
 from payout_pipeline.ledger import Ledger
 from payout_pipeline.settings import Settings
 from payout_pipeline.storage import join, open_store
-from payout_pipeline.verification import CoverageNumbers, PnlDefects, PnlNumbers, Verdict
+from payout_pipeline.verdict import Verdict
+from payout_pipeline.verification import CoverageNumbers, PnlDefects, PnlNumbers
 from payout_pipeline.warehouse import queries
 from payout_pipeline.warehouse.client import Session, Warehouse
 from payout_pipeline.worklist import Worklist

@@ -8,7 +8,8 @@ from payout_pipeline.checks.catalogue import FETCHED, STORED
 from payout_pipeline.checks.history import CheckStatus, State, latest_statuses
 from payout_pipeline.ledger import Ledger
 from payout_pipeline.settings import Settings
-from payout_pipeline.verification import Severity, WorkerState
+from payout_pipeline.verdict import Severity
+from payout_pipeline.verification import WorkerState
 from payout_pipeline.worklist import Worklist
 
 

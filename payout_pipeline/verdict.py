@@ -1,0 +1,45 @@
+"""What a check says: a verdict with its numbers, and the small tables beside it. Plain data, no Dagster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+Value = int | float | str | bool
+
+
+class Severity(str, Enum):
+    """ERROR: the backfill must not be trusted. WARN: somebody should look."""
+
+    ERROR = "ERROR"
+    WARN = "WARN"
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A small table beside a verdict; every cell is text, a number or a truth value."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Value, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The outcome of one check.
+
+    ``description`` is a sentence that carries the number; ``expected`` and ``actual`` are the same fact as data.
+    ``repair`` says what to do and is empty where the check passed.
+    """
+
+    check: str
+    passed: bool
+    severity: Severity
+    description: str
+    expected: Value
+    actual: Value
+    tables: tuple[Table, ...] = ()
+    sql: str = ""
+    repair: str = ""
+    facts: Mapping[str, Value] = field(default_factory=dict)
