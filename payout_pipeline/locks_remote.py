@@ -326,8 +326,11 @@ class RemoteLocks:
         return f"payout-pipeline:lock:{hashlib.sha256(self.scope.rstrip('/').encode()).hexdigest()[:16]}:{name}"
 
     def holder(self, name: str) -> Holder | None:
-        """Who holds ``name`` now; None where nobody does or its holder cannot be read."""
-        return self.service.holder(self.key(name))
+        """Who holds ``name`` now; None where nobody does or it cannot be told. For display, which no outage may end."""
+        try:
+            return self.service.holder(self.key(name))
+        except LockServiceError:
+            return None
 
     @contextmanager
     def hold(
@@ -383,7 +386,7 @@ class RemoteLocks:
                 held = self.service.try_acquire(self.key(name), mine)
                 if held is not None:
                     return held, sent
-                holder = self.holder(name)
+                holder = self.service.holder(self.key(name))
                 line = f"waiting for {name}, held by {holder or _UNNAMED}"
             except LockServiceError as error:
                 fault, holder, line = error, None, str(error)

@@ -60,6 +60,8 @@ class Memory:
             return _MemoryHeld(self, key, self.fences)
 
     def holder(self, key: str) -> Holder | None:
+        if self.away:
+            raise LockServiceError("PAYOUT_LIMITER_URL: Memory does not answer")
         return self.held.get(key)
 
     def close(self) -> None:
@@ -171,6 +173,12 @@ def test_a_service_that_does_not_answer_is_waited_for_and_then_said() -> None:
     assert 0.4 < time.monotonic() - started < 3
     assert lines == [str(fault.value)]
     assert isinstance(fault.value, TransientError)
+
+
+def test_showing_a_holder_outlives_an_outage_of_the_service() -> None:
+    service = Memory()
+    service.away = True
+    assert RemoteLocks(service, "s3://b/p").holder("worker_1") is None
 
 
 def test_runtime_locations_do_not_share_locks_and_a_trailing_slash_is_none() -> None:
