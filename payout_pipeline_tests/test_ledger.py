@@ -1137,3 +1137,45 @@ def test_the_schema_is_what_a_parquet_reader_gets_back() -> None:
     pq.write_table(answer(make_ids(10)), sink)
 
     assert pq.read_table(sink).cast(ledger_schema()).equals(answer(make_ids(10)))
+
+
+def test_an_amended_row_replaces_its_former_one_and_survives_an_interruption(tmp_path):
+    ids = make_ids(50)
+    plan = RunPlan(endpoint="http://x/gn", batch_size=10, schema_kind="payouts", chunk=make_chunk(ids))
+    ledger = Ledger(tmp_path, PARTITION)
+    running = ledger.start(plan)
+    running.set_pin(PIN)
+    for batch in running.batches():
+        running.write_batch(batch.index, answer(running.ids_to_ask(batch.index)))
+    absent = dict(running.ids_with_status("absent"))
+    index = next(at for at, left_out in absent.items() if left_out)
+    chosen = absent[index][:1]
+    before = running.counts
+    later = rows_from_answer(
+        chosen, {chosen[0]: parse_payouts(["1", "0"])}, raw={chosen[0]: RAW[1]}, block_number=1000, fetched_at=NOW
+    )
+    running.amend(index, later)
+    expected = {**before, "absent": before["absent"] - 1, "resolved": before["resolved"] + 1}
+    assert running.counts == expected
+    again = Ledger(tmp_path, PARTITION).start(plan)
+    assert again.counts == expected
+    assert again.missing_batches == []
+    again.finish()
+    frame = pd.read_parquet(tmp_path / "goldsky_payouts" / PARTITION)
+    assert list(frame["condition_id"]) == ids
+    assert frame.set_index("condition_id").loc[chosen[0], "status"] == "resolved"
+
+
+def test_rows_of_another_batch_are_not_taken_as_an_amendment(tmp_path):
+    ids = make_ids(20)
+    plan = RunPlan(endpoint="http://x/gn", batch_size=10, schema_kind="payouts", chunk=make_chunk(ids))
+    running = Ledger(tmp_path, PARTITION).start(plan)
+    running.set_pin(PIN)
+    for batch in running.batches():
+        running.write_batch(batch.index, answer(running.ids_to_ask(batch.index)))
+    before = running.counts
+    with pytest.raises(LedgerError, match="ids of another batch"):
+        running.amend(0, answer(ids[10:11]))
+    with pytest.raises(LedgerError, match="an id twice"):
+        running.amend(0, pa.concat_tables([answer(ids[:1]), answer(ids[:1])]))
+    assert running.counts == before
