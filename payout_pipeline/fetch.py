@@ -17,6 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from payout_pipeline.answer_rows import raw_text, rows_by_shape
 from payout_pipeline.checkpoint import CheckpointWriter, checkpoint_name, iso_time, progress_name, read_checkpoint
 from payout_pipeline.conditions import Chunk, ConditionFile, partition_key, prefix_range, read_conditions
 from payout_pipeline.errors import (
@@ -336,27 +337,70 @@ async def _ask_all(work: _Work, client: GoldskyClient, running: RunningLedger, t
         jobs = iter([index for index in _prefixes(work) if index not in done])
         ask = _scan_prefix
 
+    storing = _Storing()
+
     async def lane() -> None:
+        # While a batch goes to disk the next one is asked; no lane is further ahead than that.
+        former: asyncio.Future[None] | None = None
         for index in jobs:
-            await ask(work, client, running, index, totals, reporter)
+            store = await ask(work, client, running, index, totals, reporter)
+            if former is not None:
+                await asyncio.shield(former)
+            former = storing.begin(store)
+        if former is not None:
+            await asyncio.shield(former)
 
     try:
-        await _in_lanes(work, lane)
+        await _in_lanes(work, lane, storing)
         if work.chunk is not None:
             await _confirm_absences(work, client, running, totals)
     finally:
         await asyncio.to_thread(reporter.end)
 
 
-async def _in_lanes(work: _Work, lane: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run ``lane`` as often as there may be requests in flight; the first fault stops them all."""
+class _Storing:
+    """Batches on their way to disk. A fault among them is known at once, and what was answered is kept in any case."""
+
+    def __init__(self) -> None:
+        self._under_way: set[asyncio.Future[None]] = set()
+        self.fault: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def begin(self, store: Callable[[], None]) -> asyncio.Future[None]:
+        """Run ``store`` in a thread."""
+        batch: asyncio.Future[None] = asyncio.ensure_future(asyncio.to_thread(store))
+        self._under_way.add(batch)
+        batch.add_done_callback(self._ended)
+        return batch
+
+    def _ended(self, batch: asyncio.Future[None]) -> None:
+        self._under_way.discard(batch)
+        fault = None if batch.cancelled() else batch.exception()
+        if fault is not None and not self.fault.done():
+            self.fault.set_exception(fault)
+
+    async def end(self) -> None:
+        """Wait for what is under way; faults have been told already."""
+        await asyncio.gather(*self._under_way, return_exceptions=True)
+        if self.fault.done():
+            self.fault.exception()
+
+
+async def _in_lanes(
+    work: _Work, lane: Callable[[], Coroutine[Any, Any, None]], storing: _Storing | None = None
+) -> None:
+    """Run ``lane`` as often as there may be requests in flight; the first fault, of ``storing`` too, stops them all."""
     lanes = [asyncio.ensure_future(lane()) for _ in range(work.settings.goldsky_concurrent_requests)]
+    whole = asyncio.gather(*lanes)
     try:
-        await asyncio.gather(*lanes)
+        first: set[asyncio.Future[Any]] = {whole} if storing is None else {whole, storing.fault}
+        await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+        await (storing.fault if storing is not None and storing.fault.done() else whole)
     finally:
         for task in lanes:
             task.cancel()
-        await asyncio.gather(*lanes, return_exceptions=True)
+        await asyncio.gather(whole, *lanes, return_exceptions=True)
+        if storing is not None:
+            await storing.end()
 
 
 async def _confirm_absences(work: _Work, client: GoldskyClient, running: RunningLedger, totals: _Totals) -> None:
@@ -395,12 +439,13 @@ async def _ask_again(
         nonlocal seen
         for piece in pieces:
             answer = await client.fetch_batch(piece, _asked(running))
+            answered_at = datetime.now(timezone.utc)
             changed = [i for i in piece if i in answer.found or i in answer.failed]
             if answer.failed:
                 totals.last_error = next(iter(answer.failed.values()))
             for index in sorted({batch_of[i] for i in changed}):
                 ids = [i for i in changed if batch_of[i] == index]
-                table = _table(ids, answer.found, answer.failed, answer.block_number, client)
+                table = _table(ids, answer.found, answer.failed, answer.block_number, answered_at, client)
                 await asyncio.to_thread(running.amend, index, table)
             for i in changed:
                 del batch_of[i]
@@ -422,20 +467,27 @@ def _absent_before(work: _Work) -> set[str]:
 
 async def _ask_batch(
     work: _Work, client: GoldskyClient, running: RunningLedger, index: int, totals: _Totals, reporter: _Reporter
-) -> None:
+) -> Callable[[], None]:
+    """Ask for a batch; what is returned stores it."""
     ids = running.ids_to_ask(index)
     answer = await client.fetch_batch(ids, _asked(running))
-    table = _table(ids, answer.found, answer.failed, answer.block_number, client)
-    await asyncio.to_thread(running.write_batch, index, table)
+    answered_at = datetime.now(timezone.utc)
     totals.ids_asked += len(ids)
     if answer.failed:
         totals.last_error = next(iter(answer.failed.values()))
-    await asyncio.to_thread(reporter.batch, index, len(ids), _resolved(table), answer.duration, answer.attempts)
+
+    def store() -> None:
+        table = _table(ids, answer.found, answer.failed, answer.block_number, answered_at, client)
+        running.write_batch(index, table)
+        reporter.batch(index, len(ids), _resolved(table), answer.duration, answer.attempts)
+
+    return store
 
 
 async def _scan_prefix(
     work: _Work, client: GoldskyClient, running: RunningLedger, index: int, totals: _Totals, reporter: _Reporter
-) -> None:
+) -> Callable[[], None]:
+    """Ask for all pages of a prefix; what is returned stores them."""
     import pyarrow as pa
 
     prefix = f"{index:02x}"
@@ -446,13 +498,17 @@ async def _scan_prefix(
     upper = f"{index + 1:02x}" if index < 255 else None
     async for page in client.scan(after, upper, _asked(running)):
         ids = list(page.found)
-        pages.append(_table(ids, page.found, {}, page.block_number, client))
+        pages.append(_table(ids, page.found, {}, page.block_number, datetime.now(timezone.utc), client))
         requests += page.requests
-    table = pa.concat_tables(pages) if pages else _table([], {}, {}, 0, client)
-    await asyncio.to_thread(running.write_batch, index, table, prefix)
+    table = pa.concat_tables(pages) if pages else _table([], {}, {}, 0, datetime.now(timezone.utc), client)
     totals.ids_asked += table.num_rows
     seconds = time.monotonic() - started
-    await asyncio.to_thread(reporter.batch, index, table.num_rows, _resolved(table), seconds, requests)
+
+    def store() -> None:
+        running.write_batch(index, table, prefix)
+        reporter.batch(index, table.num_rows, _resolved(table), seconds, requests)
+
+    return store
 
 
 def _resolved(table: pa.Table) -> int:
@@ -475,14 +531,28 @@ def _table(
     found: Mapping[str, RawCondition],
     failed: Mapping[str, str],
     block_number: int,
+    answered_at: datetime,
     client: GoldskyClient,
 ) -> pa.Table:
     """The ledger rows of an answer."""
     info = client.info
     numerators = info is not None and info.schema_kind == "numerators"
+    resolved_at: dict[str, int | None] = {}
+    if info is not None and info.has_resolution_timestamp:
+        resolved_at = {i: _seconds(c.resolution_timestamp) for i, c in found.items()}
+    if not failed:
+        table = rows_by_shape(
+            ids,
+            found,
+            numerators=numerators,
+            block_number=block_number,
+            fetched_at=answered_at,
+            resolved_at=resolved_at,
+        )
+        if table is not None:
+            return table
     answered: dict[str, Vector | InvalidVector | None] = {}
     raw: dict[str, str | None] = {}
-    resolved_at: dict[str, int | None] = {}
     for condition_id, condition in found.items():
         if numerators:
             vector = parse_numerators(condition.payout_numerators, condition.payout_denominator)
@@ -492,37 +562,15 @@ def _table(
             shown = raw_text(condition.payouts)
         answered[condition_id] = vector
         raw[condition_id] = shown
-        if condition.resolution_timestamp is not None:
-            resolved_at[condition_id] = _seconds(condition.resolution_timestamp)
     return rows_from_answer(
         ids,
         answered,
         raw=raw,
         block_number=block_number,
-        fetched_at=datetime.now(timezone.utc),
+        fetched_at=answered_at,
         resolved_at=resolved_at,
         failed={condition_id: excerpt(error, 500) for condition_id, error in failed.items()},
     )
-
-
-def raw_text(value: object) -> str | None:
-    """The payouts as answered, as JSON text; None where there are none. Numbers keep the digits that were sent."""
-    if value is None:
-        return None
-    if isinstance(value, list):
-        return "[" + ",".join(raw_text(item) or "null" for item in value) + "]"
-    from payout_pipeline.goldsky.answers import JSONNumber
-
-    if isinstance(value, JSONNumber):
-        return str(value)
-    import orjson
-
-    try:
-        return orjson.dumps(value).decode()
-    except (TypeError, ValueError):  # an integer beyond 64 bits
-        import json
-
-        return json.dumps(value)
 
 
 def _seconds(value: object) -> int | None:
@@ -704,8 +752,16 @@ def _summary(work: _Work, info: SnapshotInfo, totals: _Totals, stats: dict[str, 
 
 def payout_shapes(ledger: Ledger) -> list[tuple[str, int]]:
     """How often each vector occurs in a finished ledger, as ``[1, 0]/1``, the most frequent first (at most 50)."""
+    import numpy as np
+
     shapes: Counter[str] = Counter()
-    for batch in ledger.read(["payout_numerators", "payout_denominator"], ["resolved"]):
-        numerators = batch.column(0).to_pylist()
-        shapes.update(f"{n}/{d}" for n, d in zip(numerators, batch.column(1).to_pylist(), strict=True))
+    for batch in ledger.read(["payouts", "payout_numerators", "payout_denominator"], ["resolved"]):
+        # One text has one vector, so a row of each text is enough; several texts can have the same one.
+        texts = batch.column(0).dictionary_encode().indices.to_numpy()
+        _, first, counts = np.unique(texts, return_index=True, return_counts=True)
+        rows = batch.take(first)
+        for numerators, denominator, count in zip(
+            rows.column(1).to_pylist(), rows.column(2).to_pylist(), counts.tolist(), strict=True
+        ):
+            shapes[f"{numerators}/{denominator}"] += count
     return shapes.most_common(_SHAPES_SHOWN)
