@@ -173,6 +173,21 @@ def source_is_fresh(
     )
 
 
+def nothing_was_asked(partition: str, fetched: bool) -> Verdict:
+    """The freshness of a source that nobody asked: an empty chunk has nothing to ask, a missing ledger is missing."""
+    return Verdict(
+        "source_is_fresh",
+        fetched,
+        Severity.WARN,
+        f"{partition} has no ids, so the subgraph was not asked."
+        if fetched
+        else f"There is no finished ledger of {partition}, so nobody knows how fresh its source is.",
+        f"younger than {FRESH_WITHIN.total_seconds() / 3600:.0f} h, no indexing errors",
+        "not asked",
+        repair="" if fetched else _ask_again(partition),
+    )
+
+
 # --------------------------------------------------------------------------------------- resolutions_external_ingest
 
 

@@ -110,7 +110,9 @@ def test_failed_and_invalid_ids_within_the_limit_pass_and_are_listed(house: Hous
 def test_more_failures_than_the_limit_fail_and_name_the_first_with_its_error(house: House) -> None:  # noqa: F811
     house.answers[4] = "HTTP 500: out of order"
     house.write_ledger(1)
-    verdict = failed(house.fetched("error_rate"), "1 of 12 ids", "8.33 %", condition(4), "out of order", "at most 1 % may")
+    verdict = failed(
+        house.fetched("error_rate"), "1 of 12 ids", "8.33 %", condition(4), "out of order", "at most 1 % may"
+    )
     assert (verdict.expected, verdict.actual) == (0.01, pytest.approx(1 / 12))
 
 
@@ -126,6 +128,19 @@ def test_indexing_errors_and_an_unknown_age_are_warnings(house: House) -> None: 
     failed(house.fetched("source_is_fresh"), "indexing errors")
     house.write_ledger(2, Pin(1_000, "QmDeployment", "number", 1_250, None))
     failed(house.fetched("source_is_fresh", worker=2), "does not say how old")
+
+
+def test_an_empty_chunk_passes_every_check_although_nothing_was_asked(house: House) -> None:  # noqa: F811
+    house.write_input(1)  # two workers, one id: the second has nothing to do
+    house.complete()
+    verdicts = [house.fetched(info.name, 2) for info in checks_of(FETCHED, house.settings)] + [house.stored(2)]
+    assert [verdict.passed for verdict in verdicts] == [True] * 4
+    assert "has no ids" in house.fetched("source_is_fresh", 2).description
+    assert house.view("all_workers_complete").passed
+
+
+def test_without_a_ledger_nobody_knows_how_fresh_the_source_is(house: House) -> None:  # noqa: F811
+    failed(house.fetched("source_is_fresh"), "no finished ledger of worker_1_of_2")
 
 
 # --------------------------------------------------------------------------------------- resolutions_external_ingest

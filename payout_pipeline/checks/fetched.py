@@ -68,15 +68,13 @@ def _account_for_scan(ledger: Ledger, snapshot: SnapshotInfo, worker: int, of: i
 
 
 def _freshness(snapshot: SnapshotInfo | None, partition: str) -> Verdict:
-    pin = snapshot.pin if snapshot else None
-    head = pin.head_timestamp if pin else None
-    asked = (
-        datetime.fromisoformat(snapshot.started_at.replace("Z", "+00:00")) if snapshot else datetime.now(timezone.utc)
-    )
+    if snapshot is None or snapshot.ids == 0:
+        return judge.nothing_was_asked(partition, fetched=snapshot is not None)
+    head = snapshot.pin.head_timestamp
     return judge.source_is_fresh(
-        pin.head_number if pin else None,
+        snapshot.pin.head_number,
         datetime.fromtimestamp(head, timezone.utc) if head else None,
-        asked,
-        bool(pin and pin.has_indexing_errors),
+        datetime.fromisoformat(snapshot.started_at.replace("Z", "+00:00")),
+        snapshot.pin.has_indexing_errors,
         partition,
     )
