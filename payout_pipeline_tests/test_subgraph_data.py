@@ -149,8 +149,8 @@ def test_generated_data_has_the_shares_and_shapes_that_are_promised(tmp_path: Pa
     assert (len(ids), len(set(ids)), len(rows), len(known)) == (20_000, 20_000, 19_600, 19_600)
     assert all(len(identity) == 64 and set(identity) <= set("0123456789abcdef") for identity in ids)
     assert known < set(ids)
-    assert (data.resolved, data.unresolved, data.absent) == (15_000, 4_000, 1_000)
-    assert Counter(bool(row["payouts"]) for row in rows) == {True: 15_000, False: 4_000}
+    assert (data.resolved, data.unresolved, data.absent) == (15_000, 4_600, 400)
+    assert Counter(bool(row["payouts"]) for row in rows) == {True: 15_000, False: 4_600}
     shapes = Counter(row["payouts"] for row in rows if row["payouts"])
     assert shapes['["0","1"]'] > shapes['["1","0"]'] > 2_000
     third = "0." + "3" * 34
