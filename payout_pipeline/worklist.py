@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
 from payout_pipeline.conditions import partition_key, prefix_range, read_conditions
 from payout_pipeline.settings import Settings
@@ -55,7 +57,26 @@ def read_worklist(settings: Settings) -> Worklist:
             "every resolved condition of the subgraph",
             tuple(WorkerInput(n, partition_key(n, of), None, _range_digest(n, of)) for n in numbers),
         )
-    with contextlib.closing(read_conditions(settings.condition_ids_file)) as file:
+    path = Path(settings.condition_ids_file)
+    try:
+        found = path.stat()
+    except OSError:
+        return _read(path, of)  # which says what is wrong with it
+    return _read_once(path, of, (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
+
+
+@lru_cache(maxsize=8)
+def _read_once(path: Path, of: int, _identity: tuple[int, ...]) -> Worklist:
+    """The same file is read once a process (and by the children that it forks): a run asks for its worklist five times.
+
+    A file that was written to since has another identity.
+    """
+    return _read(path, of)
+
+
+def _read(path: Path, of: int) -> Worklist:
+    numbers = range(1, of + 1)
+    with contextlib.closing(read_conditions(path)) as file:
         workers = []
         for number in numbers:
             chunk = file.chunk(number, of)
@@ -64,7 +85,7 @@ def read_worklist(settings: Settings) -> Worklist:
             _digest(f"{file.sha256} for {of} workers"),
             file.count,
             file.duplicates,
-            str(settings.condition_ids_file),
+            str(path),
             tuple(workers),
         )
 
