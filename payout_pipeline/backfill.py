@@ -10,13 +10,15 @@ from __future__ import annotations
 import ctypes
 import gc
 import hashlib
+import importlib
 import json
 import multiprocessing
 import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from multiprocessing.connection import Connection
@@ -30,6 +32,7 @@ from payout_pipeline.settings import Settings
 from payout_pipeline.signals import StopRequest, stop_on_signals
 
 if TYPE_CHECKING:
+    import dagster as dg
     from rich.console import Console
 
 WORKER_JOB = "goldsky_backfill"
@@ -39,6 +42,35 @@ RECORD_FILE = "backfill.json"
 #: A child that was asked to stop has this long to keep its finished work before it is killed.
 STOP_GRACE_SECONDS = 25.0
 _POLL_SECONDS = 0.1
+#: What a run of a worker or of the view imports on its way.
+_SHARED_MODULES = (
+    "aiohttp",
+    "clickhouse_connect",
+    "gql.transport.aiohttp",
+    "orjson",
+    "pyarrow.compute",
+    "pyarrow.dataset",
+    "pyarrow.parquet",
+    "tenacity.asyncio",
+    "dagster._core.execution.execute_in_process",
+    "dagster._core.execution.plan.active",
+    "dagster._core.executor.in_process",
+    "dagster._core.instance.factory",
+    "dagster._core.storage.noop_compute_log_manager",
+    "payout_pipeline.checks.fetched",
+    "payout_pipeline.checks.stored",
+    "payout_pipeline.checks.view",
+    "payout_pipeline.definitions",
+    "payout_pipeline.fetch",
+    "payout_pipeline.goldsky.client",
+    "payout_pipeline.ingest",
+    "payout_pipeline.truth",
+    "payout_pipeline.warehouse.load",
+    "payout_pipeline.warehouse.queries",
+    "payout_pipeline.warehouse.view",
+)
+_SHARED_IF_EMBEDDED = ("pandas", "fsspec", "upath")
+_instance: dg.DagsterInstance | None = None
 _PROGRESS_SECONDS = 0.5
 _PLAIN_WIDTH = 160
 _PLAIN_PROGRESS_SECONDS = 5.0
@@ -65,14 +97,20 @@ def run_backfill(settings: Settings, workers: Sequence[int] | None = None, refet
     0 only where every run succeeded and no ERROR check failed; 1 otherwise; 130 or 143 after a signal. The view is
     rebuilt only if every worker of this run succeeded and none is missing.
     """
-    from payout_pipeline.conditions import partition_key
     from payout_pipeline.instance import ensure_dagster_home
+
+    ensure_dagster_home()
+    _check_before_start(settings)
+    _import_once(settings)
+    with _one_instance():
+        return _run_all(settings, workers, refetch)
+
+
+def _run_all(settings: Settings, workers: Sequence[int] | None, refetch: str) -> int:
+    from payout_pipeline.conditions import partition_key
     from payout_pipeline.storage import open_store
 
     console = report_console()
-    ensure_dagster_home()
-    _check_before_start(settings)
-    _import_once()
     chosen = list(workers or range(1, settings.workers + 1))
     record = _take_up_or_begin(settings, refetch, console)
     started = time.monotonic()
@@ -157,17 +195,39 @@ def _check_before_start(settings: Settings) -> None:
     read_worklist(settings)
 
 
-def _import_once() -> None:
-    """Load in the parent what every child needs, so that forked children share it."""
-    import aiohttp  # noqa: F401
-    import clickhouse_connect  # noqa: F401
-    import gql  # noqa: F401
-    import orjson  # noqa: F401
-    import pyarrow.parquet  # noqa: F401
+def _import_once(settings: Settings) -> None:
+    """Load in the parent what every child needs, so that forked children share it instead of importing it each.
 
-    import payout_pipeline.definitions
-    import payout_pipeline.fetch
-    import payout_pipeline.ingest  # noqa: F401
+    Not chdb: its library starts threads when it is loaded, and a fork must not happen beside them. What it imports
+    itself is loaded here.
+    """
+    for name in (*_SHARED_MODULES, *(_SHARED_IF_EMBEDDED if settings.embedded else ())):
+        importlib.import_module(name)
+
+
+@contextmanager
+def _one_instance() -> Iterator[None]:
+    """Open the instance of the UI once, for this process and those that it forks: its storage keeps no connection."""
+    import dagster as dg
+
+    global _instance
+    with dg.DagsterInstance.get() as _instance:
+        try:
+            yield
+        finally:
+            _instance = None
+
+
+@contextmanager
+def _opened_instance() -> Iterator[dg.DagsterInstance]:
+    """The instance that is open already; a spawned process opens its own."""
+    import dagster as dg
+
+    if _instance is not None:
+        yield _instance
+    else:
+        with dg.DagsterInstance.get() as instance:
+            yield instance
 
 
 def _log_directory(settings: Settings) -> Path:
@@ -305,7 +365,7 @@ def execute_run(
     from payout_pipeline.definitions import defs
 
     config = {"ops": {"goldsky_payouts": {"config": {"refetch": refetch}}}} if partition_key else None
-    with dg.DagsterInstance.get() as instance:
+    with _opened_instance() as instance:
         result = defs.resolve_job_def(job).execute_in_process(
             instance=instance,
             partition_key=partition_key,
@@ -341,11 +401,10 @@ def _progress(settings: Settings, workers: Sequence[int], console: Console) -> A
 
 
 def _report(settings: Settings, console: Console, *, failed: bool) -> int:
-    import dagster as dg
 
     from payout_pipeline.report import build_report, render
 
-    with dg.DagsterInstance.get() as instance:
+    with _opened_instance() as instance:
         report = build_report(settings, instance)
     render(report, console)
     return 1 if failed else report.exit_code
