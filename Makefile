@@ -55,6 +55,10 @@ fuzz: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.run
 
+test-ui: $(STAMP)
+	tools/ui_setup.sh
+	$(BIN)/python -m pytest -m ui payout_pipeline_tests/test_ui.py
+
 test-graph-node: $(STAMP)
 	tools/graph_node_setup.sh
 	$(BIN)/python -m pytest -m graph_node payout_pipeline_tests/test_graph_node.py

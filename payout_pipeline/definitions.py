@@ -25,7 +25,7 @@ def build_defs(settings: Settings | None = None, resource_overrides: Mapping[str
     """
     settings = settings or load_settings()
     partitions = worker_partitions(settings.workers)
-    workers = worker_job(partitions)
+    workers = worker_job()
     return dg.Definitions(
         assets=[
             *external_specs(settings),

@@ -9,12 +9,11 @@ import dagster as dg
 from payout_pipeline.backfill import VIEW_JOB, WORKER_JOB
 
 
-def worker_job(partitions: dg.PartitionsDefinition[str]) -> object:
+def worker_job() -> object:
     """One worker: ask Goldsky, then load. Its partitions are what a backfill runs."""
     return dg.define_asset_job(
         WORKER_JOB,
         selection=dg.AssetSelection.assets("goldsky_payouts", "resolutions_external_ingest"),
-        partitions_def=partitions,
         description="Ask Goldsky for a worker's ids and load what is resolved. Run it for all partitions, then truth_view.",
     )
 

@@ -76,7 +76,7 @@ def goldsky_payouts_asset(partitions: dg.PartitionsDefinition[str]) -> dg.Assets
                 worker,
                 refetch=config.refetch.value,
                 log=context.log,
-                run_id=context.run_id,
+                run_id=context.run.run_id,
                 backfill_id=context.run.tags.get(BACKFILL_TAG) or context.run.tags.get(DAGSTER_BACKFILL_TAG, ""),
                 reuse_finished=lambda run_id: ended_without_success(context.instance, run_id),
             )

@@ -40,7 +40,7 @@ def resolutions_external_ingest_asset(
 
         with reported_to_dagster():
             worker, _ = worker_of_key(context.partition_key)
-            summary = ingest_worker(pipeline.settings(), worker, log=context.log, run_id=context.run_id)
+            summary = ingest_worker(pipeline.settings(), worker, log=context.log, run_id=context.run.run_id)
             return dg.MaterializeResult(metadata=ingest_metadata(summary))
 
     return resolutions_external_ingest

@@ -38,7 +38,7 @@ def vw_resolutions_truth_asset(settings: Settings) -> dg.AssetsDefinition:
         from payout_pipeline.truth import rebuild_truth
 
         with reported_to_dagster():
-            summary = rebuild_truth(pipeline.settings(), log=context.log, run_id=context.run_id)
+            summary = rebuild_truth(pipeline.settings(), log=context.log, run_id=context.run.run_id)
             return dg.MaterializeResult(metadata=truth_metadata(summary))
 
     return vw_resolutions_truth
