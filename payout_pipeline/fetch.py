@@ -261,8 +261,8 @@ async def _run(work: _Work, stop: StopRequest) -> FetchSummary:
                 running = work.ledger.start(work.plan(info.schema_kind), reuse_finished=_reusable(work))
                 if running.complete:
                     break
-                _pin(work, client, info, running)
                 try:
+                    _pin(work, client, info, running)
                     await _ask_all(work, client, running, totals)
                     break
                 except SnapshotLostError as lost:

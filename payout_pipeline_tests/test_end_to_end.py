@@ -237,3 +237,25 @@ def test_a7_ids_that_answers_leave_out_without_a_word_are_found_by_a_second_answ
         assert done.returncode == 0, done.stdout
         assert fault.struck == 9
     assert place.stored() == truth
+
+
+def test_a9_a_deployment_that_moved_between_interruption_and_continuation_means_a_new_snapshot(tmp_path):
+    server, place, truth = _generated(tmp_path, 2_000, latency=0.2)
+    place.extra.update(GOLDSKY_BATCH_SIZE="100", GOLDSKY_CONCURRENT_REQUESTS="2", PAYOUT_WORKERS="1")
+    with server:
+        place.endpoint = server.url
+        process = place.start("backfill")
+        deadline = time.monotonic() + 60
+        while len(server.log.batches()) < 8 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGTERM)
+        process.communicate(timeout=30)
+        server.faults.add("deployment", deployment="QmTheOtherOne")
+        done = place.run("backfill")
+        assert done.returncode == 0, done.stdout
+    assert place.stored() == truth
+    from payout_pipeline.ledger import Ledger
+
+    info = Ledger(place.runtime, partition_key(1, 1)).finished()
+    assert info is not None
+    assert info.pin.deployment == "QmTheOtherOne"
