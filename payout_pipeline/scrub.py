@@ -22,11 +22,6 @@ _pattern: re.Pattern[str] | None = None
 # Credentials in a URL and bearer tokens are masked even where nobody registered them.
 _URL_CREDENTIALS = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*://)[^/\s@'\"]+@")
 _AUTHORIZATION = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}")
-# Control and format characters, invisible ones and halves of surrogate pairs, which no output can encode.
-_CONTROL = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\ufff9-\ufffb"
-    r"\ud800-\udfff]"
-)
 
 
 def _base64_cores(value: bytes) -> set[str]:
@@ -67,8 +62,15 @@ def scrub(text: str) -> str:
 
 
 def escape_controls(text: str) -> str:
-    """``text`` on one line, with control and direction-changing characters written out, so that it cannot forge a log line."""
-    return _CONTROL.sub(lambda m: f"\\u{ord(m.group()):04x}", text.replace("\n", "\\n").replace("\r", "\\r"))
+    """``text`` on one line, with everything that is not printable written out, so that it can neither forge a line nor hide.
+
+    That is control, format and direction-changing characters, unassigned ones, spaces other than the plain one, and
+    halves of surrogate pairs, which no output can encode.
+    """
+    if text.isprintable():
+        return text
+    text = text.replace("\n", "\\n").replace("\r", "\\r")
+    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
 
 
 def excerpt(text: str, limit: int = 200) -> str:
