@@ -88,8 +88,9 @@ def test_a2_nothing_is_sent_before_the_time_that_a_429_asks_for(case):
     entries = case.server.log.entries
     refused = next(entry for entry in entries if entry.status == 429)
     answered_at = refused.arrived + (refused.seconds or 0)
-    # What was on its way when the 429 came is not counted.
-    later = [entry.arrived - answered_at for entry in entries if entry.arrived > answered_at + 0.05]
+    # What was on its way when the 429 came is not counted: the other lanes, and those at once.
+    assert sum(answered_at < entry.arrived < answered_at + 0.5 for entry in entries) <= 8
+    later = [entry.arrived - answered_at for entry in entries if entry.arrived >= answered_at + 0.5]
     assert min(later) >= 1.99
 
 
@@ -166,6 +167,7 @@ def test_a6_a_statement_timeout_halves_the_batch(case):
     case.backfill()
     case.assert_right()
     assert max(request.id_count for request in case.server.log.batches() if not request.faults) == 25
+    assert len(case.server.log) <= 25  # at once: 3 batches in 1 + 2 + 4 requests, and no attempt is wasted on them
 
 
 def test_a6_a_field_that_is_not_there_is_final(case):
@@ -187,13 +189,12 @@ def test_a7_an_answer_with_a_wrong_id_is_refused_as_a_whole(case, kind):
     case.server.faults.add(kind, requests=(2, 3))
     case.backfill()
     case.assert_right()
+    entries = case.server.log.entries
+    for struck in (entry for entry in entries if kind in entry.faults):
+        later = {i for entry in entries[struck.number :] if not entry.faults for i in entry.ids}
+        assert set(struck.ids) <= later  # all of it was asked again, not only the wrong row
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="an id left out from the middle of an answer looks exactly like one that the subgraph does not know; "
-    "only asking the absent ids once more would tell",
-)
 def test_a7_an_existing_id_that_is_left_out_once_is_not_taken_for_absent(case):
     case.server.faults.add("omit_id", requests=(2, 3))
     case.backfill()
@@ -338,7 +339,10 @@ def test_a11_an_outage_for_good_stops_within_its_budget_and_a_later_run_complete
         case.backfill()
         case.assert_right()
         again = {i for entry in case.server.log.entries[before:] for i in entry.ids}
-        assert not again & answered  # what was saved is not asked again
+        settled = {
+            i for i in answered if i.removeprefix("0x") not in case.truth.absent
+        }  # an absence has a second answer
+        assert not again & settled  # what was saved is not asked again
 
 
 def test_a12_a_second_backfill_over_an_unchanged_source_changes_no_row(tmp_path):

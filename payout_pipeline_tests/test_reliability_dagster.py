@@ -1,0 +1,59 @@
+"""What Dagster makes of a fault: the failed worker fails alone, the view waits, and nothing is retried twice over."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from payout_pipeline_tests.chaos.fixtures import nursery  # noqa: F401
+from payout_pipeline_tests.chaos.world import world
+
+pytestmark = pytest.mark.xdist_group("chaos")
+
+
+def test_a_failed_worker_fails_alone_the_view_waits_and_the_next_run_asks_for_that_worker_only(tmp_path, nursery):  # noqa: F811
+    with world(
+        tmp_path, nursery, workers=2, ids=400, GOLDSKY_BATCH_SIZE="50", GOLDSKY_CONCURRENT_REQUESTS="2"
+    ) as place:
+        first, second = place.ids[:200], place.ids[200:]
+        place.server.faults.add(
+            "poison", ids=["0x" + i for i in second], message="Type `Condition` has no field `payouts`"
+        )
+        run = place.run()
+        assert run.code == 1
+        assert "worker_1_of_2: done" in run.text()
+        assert "worker_2_of_2: FAILED" in run.text()
+        assert "has no field" in run.text()
+        assert not place.rows("SELECT name AS view_name FROM system.tables WHERE name = 'vw_resolutions_truth'")
+        stored = {
+            row["condition_id"] for row in place.rows("SELECT condition_id FROM default.resolutions_external_ingest")
+        }
+        assert stored == set(first) & place.truth.resolved.keys()
+        # A permanent fault is repeated by no layer: two lanes, one request each, in one step of one run.
+        assert sum("poison" in entry.faults for entry in place.server.log.entries) <= 2
+        place.server.faults.clear()
+        before = len(place.server.log)
+        assert place.run().code == 0
+        again = {i.removeprefix("0x") for entry in place.server.log.entries[before:] for i in entry.ids}
+        assert again == set(second)
+        place.assert_right()
+
+
+def test_failed_ids_within_the_allowed_rate_are_listed_and_asked_again_by_the_next_backfill(tmp_path, nursery):  # noqa: F811
+    rate = {"PAYOUT_MAX_ERROR_RATE": "0.02", "GOLDSKY_MAX_RETRIES": "0", "GOLDSKY_OUTAGE_BUDGET_SECONDS": "5"}
+    with world(tmp_path, nursery, workers=1, ids=300, **rate) as place:
+        victim = next(iter(place.truth.resolved))
+        place.server.faults.add("poison", ids=["0x" + victim], message="Store error: database unavailable")
+        run = place.run()
+        assert run.code == 0, run.text()
+        resolved = {i: v for i, v in place.truth.resolved.items() if i != victim}
+        place.assert_right(truth=replace(place.truth, resolved=resolved, failed=frozenset({victim})))
+        assert victim in place.run("report", "--json").text()
+        place.server.faults.clear()
+        before = len(place.server.log)
+        assert place.run("backfill", "--refetch", "unresolved").code == 0
+        asked = {i.removeprefix("0x") for entry in place.server.log.entries[before:] for i in entry.ids}
+        assert victim in asked
+        assert not asked & resolved.keys()
+        place.assert_right()
