@@ -68,11 +68,15 @@ def test_b3_interrupted_ten_times_progress_only_grows_and_never_passes_the_input
         seen = []
         for _ in range(10):
             before = len(place.server.log.batches())
-            stop = threading.Thread(target=_interrupt_after, args=(place.server.log, before + 4))
+            over = threading.Event()
+            stop = threading.Thread(target=_interrupt_after, args=(place.server.log, before + 4, over))
             stop.start()
-            with pytest.raises(InterruptedRunError) as error:
-                place.fetch()
-            stop.join()
+            try:
+                with pytest.raises(InterruptedRunError) as error:
+                    place.fetch()
+            finally:
+                over.set()
+                stop.join()
             assert error.value.exit_code == 128 + signal.SIGTERM
             seen.append(json.loads((place.runtime / "payout-backfill-worker1.checkpoint.json").read_text()))
         done = [checkpoint["totalIdsProcessed"] for checkpoint in seen]
@@ -84,11 +88,12 @@ def test_b3_interrupted_ten_times_progress_only_grows_and_never_passes_the_input
         place.assert_right(interruptions=10, in_flight=1)
 
 
-def _interrupt_after(log, batches):
-    deadline = time.monotonic() + 30
-    while len(log.batches()) < batches and time.monotonic() < deadline:
-        time.sleep(0.002)
-    os.kill(os.getpid(), signal.SIGTERM)
+def _interrupt_after(log, batches, over):
+    """SIGTERM to this process while its fetch is going; never after, when nobody would catch it."""
+    while len(log.batches()) < batches and not over.wait(0.002):
+        pass
+    if not over.is_set():
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 _MEASURED = """
