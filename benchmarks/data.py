@@ -24,7 +24,7 @@ _SHARES: tuple[tuple[int, tuple[str, ...], tuple[int, ...], int], ...] = (
     (5, ("0", "1", "0"), (0, 1, 0), 1),
     (3, ("0.25", "0.75"), (1, 3), 1),
 )
-_UNRESOLVED = 150
+_UNRESOLVED = 230
 
 #: The head of the prepared subgraph, and the question that the yardsticks ask it, at the pipeline's own distance.
 HEAD = 80_000_000

@@ -22,6 +22,14 @@ from benchmarks import data, measure, ui
 from benchmarks.measure import Measured
 
 _READY_SECONDS = 90.0
+#: What a server has to have before a backfill, as in the user's warehouse; the embedded engine makes them by itself.
+_USERS_TABLES = (
+    "CREATE DATABASE IF NOT EXISTS cascadian_clean",
+    "CREATE TABLE default.market_resolutions_final (condition_id_norm FixedString(64), payout_numerators Array(UInt8), "
+    "payout_denominator UInt8, outcome_count UInt8, winning_outcome LowCardinality(String), winning_index UInt16 DEFAULT 0, "
+    "resolved_at Nullable(DateTime), updated_at DateTime, source LowCardinality(String), version UInt8) "
+    "ENGINE = ReplacingMergeTree(updated_at) ORDER BY condition_id_norm",
+)
 _ASSETS = ("goldsky_payouts", "resolutions_external_ingest", "vw_resolutions_truth")
 
 
@@ -170,7 +178,16 @@ class Harness:
         directory = self._fresh("clickhouse")
         command = ["-m", "payout_pipeline_tests.clickhouse_front", "--path", str(directory), "--port", "0"]
         with self._process(command, "front") as line:
-            yield line[line.index("http://") :].split()[0].strip()
+            url = line[line.index("http://") :].split()[0].strip()
+            for statement in _USERS_TABLES:
+                parts = urlsplit(url)
+                connection = HTTPConnection(parts.hostname or "", parts.port, timeout=30)
+                connection.request("POST", "/", statement)
+                answer = connection.getresponse()
+                if answer.status != 200:
+                    raise RuntimeError(f"{statement}: {answer.read()[:300]!r}")
+                connection.close()
+            yield url
 
     @contextlib.contextmanager
     def _process(self, command: Sequence[str], name: str) -> Iterator[str]:
@@ -225,7 +242,9 @@ class Harness:
             *([url] if url else []),
         ]
         ended = subprocess.run(command, cwd=self.root, capture_output=True, text=True, timeout=300, check=False)
-        said = ended.stdout.strip().splitlines()[-1:] or [ended.stderr.strip()[-500:] or "nothing was said"]
+        said = ended.stdout.strip().splitlines()[-1:] or [
+            ended.stderr.strip().splitlines()[-1][:300] or "nothing was said"
+        ]
         return "" if said == ["right"] and ended.returncode == 0 else said[0]
 
     # --- runs ---------------------------------------------------------------------------------------------------
@@ -270,8 +289,8 @@ class Harness:
         report = (server or self.server).report()
         wrong = self._verify(runtime, ids, *([url] if url else []))
         if measured.exit_code != 0:
-            said = " | ".join(measured.output.strip().splitlines()[-4:])
-            wrong = f"exit code {measured.exit_code}: {said[-400:]}; {wrong}"
+            lines = [line.strip() for line in measured.output.splitlines() if "FAILED" in line or "rror" in line]
+            wrong = f"exit code {measured.exit_code}: {' | '.join(lines)[:300]}; {wrong}"
         run = Run(measured, report, runtime, wrong)
         first, last = _work_between(runtime, since)
         if first and last:
