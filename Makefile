@@ -9,7 +9,7 @@ PORT ?= 3000
 SEED ?=
 N ?= 20
 
-.PHONY: help setup demo ui test test-all check format lock chaos bench fuzz test-ui test-graph-node test-cluster clean
+.PHONY: help setup demo ui test test-all check format lock chaos bench fuzz test-ui test-graph-node test-cluster lock-cluster clean
 
 help:
 	@echo "make demo | ui | test | check | test-all | chaos | bench | fuzz | test-ui | test-graph-node | test-cluster | clean"
@@ -63,9 +63,31 @@ test-graph-node: $(STAMP)
 	tools/graph_node_setup.sh
 	$(BIN)/python -m pytest -m graph_node payout_pipeline_tests/test_graph_node.py
 
+# Celery, PostgreSQL, Redis and S3 have an environment of their own: an ordinary installation does without them.
+CLUSTER_VENV ?= .venv-cluster
+CLUSTER_BIN := $(CLUSTER_VENV)/bin
+CLUSTER_STAMP := $(CLUSTER_VENV)/.installed
+
+$(CLUSTER_STAMP): requirements-cluster.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.10 to 3.13 with venv is needed and was not found; set PYTHON=/path/to/python3" >&2; exit 1; }
+	test -x $(CLUSTER_BIN)/python || $(PYTHON) -m venv $(CLUSTER_VENV)
+	$(CLUSTER_BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-cluster.lock
+	$(CLUSTER_BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+test-cluster: $(CLUSTER_STAMP)
+	tools/cluster_setup.sh $(CLUSTER_BIN)/python
+	$(CLUSTER_BIN)/python -m pytest payout_pipeline_tests/test_deploy.py payout_pipeline_tests/cluster payout_pipeline_tests/test_cluster.py
+
 lock:
 	uv pip compile --universal --python-version 3.10 --generate-hashes --no-emit-index-url --no-emit-find-links \
 		--no-header --no-strip-extras --extra embedded --extra dev pyproject.toml -o requirements.lock
+
+lock-cluster:
+	uv pip compile --universal --python-version 3.10 --generate-hashes --no-emit-index-url --no-emit-find-links \
+		--no-header --extra embedded --extra dev --extra cluster --extra cluster-test pyproject.toml -o requirements-cluster.lock
+	uv pip compile --universal --python-version 3.10 --generate-hashes --no-emit-index-url --no-emit-find-links \
+		--no-header --extra cluster -c requirements-cluster.lock pyproject.toml -o deploy/requirements.lock
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

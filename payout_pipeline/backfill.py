@@ -311,6 +311,8 @@ def _say(console: Console, outcome: RunOutcome) -> None:
 
     if outcome.ok:
         console.print(f"[green]{escape(outcome.name)}: done.[/] {escape(outcome.message)}")
+    elif outcome.exit_code == 143:
+        console.print(f"[yellow]{escape(outcome.name)}: interrupted;[/] {escape(outcome.message)}")
     else:
         console.print(f"[bold red]{escape(outcome.name)}: FAILED.[/] {escape(outcome.message)}")
 
@@ -377,9 +379,15 @@ def execute_run(
         if result.success:
             return RunOutcome(name, 0, run_id=result.run_id)
         run = instance.get_run_by_id(result.run_id)
-        if run is not None and run.status is dg.DagsterRunStatus.CANCELED:
-            return RunOutcome(name, 143, "interrupted", result.run_id)
+        canceled = run is not None and run.status is dg.DagsterRunStatus.CANCELED
+        if canceled or any(_was_interrupted(event) for event in result.all_events):
+            return RunOutcome(name, 143, "its finished batches are kept and not asked again", result.run_id)
         return RunOutcome(name, 1, _failures(result), result.run_id)
+
+
+def _was_interrupted(event: Any) -> bool:
+    error = event.step_failure_data.error if event.is_step_failure else None
+    return error is not None and error.cls_name == "InterruptedStepError"
 
 
 def _failures(result: Any) -> str:

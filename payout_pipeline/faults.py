@@ -21,6 +21,14 @@ from payout_pipeline.scrub import scrub
 STEP_RETRIES = dg.RetryPolicy(max_retries=2, delay=5, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
 
 
+class InterruptedStepError(dg.DagsterError, DagsterExecutionInterruptedError):
+    """The run was asked to end, and ends as cancelled.
+
+    Dagster repeats an interrupted step by the step's retry policy; an error of its own it does not repeat, so this is
+    both.
+    """
+
+
 @contextmanager
 def reported_to_dagster() -> Iterator[None]:
     """Turn a fault of the pipeline into a ``dg.Failure`` that carries its message, without secrets, and its retry class.
@@ -30,14 +38,16 @@ def reported_to_dagster() -> Iterator[None]:
     try:
         yield
     except InterruptedRunError as interrupted:
-        raise DagsterExecutionInterruptedError(scrub(str(interrupted))) from None
+        raise InterruptedStepError(scrub(str(interrupted))) from None
+    except (DagsterExecutionInterruptedError, KeyboardInterrupt):
+        raise InterruptedStepError("The step was interrupted; what it had finished is kept.") from None
     except PayoutPipelineError as fault:
         raise dg.Failure(
             description=scrub(str(fault)),
             metadata={"kind": type(fault).__name__},
             allow_retries=fault.retry_above,
         ) from None
-    except (dg.Failure, dg.RetryRequested, DagsterExecutionInterruptedError):
+    except (dg.Failure, dg.RetryRequested):
         raise
     except Exception as unexpected:  # noqa: BLE001 - fails the step all the same, without its secrets
         raise dg.Failure(

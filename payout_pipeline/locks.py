@@ -230,9 +230,9 @@ def locks_for(settings: Settings) -> Locks | None:
     None where the runtime directory is remote and nothing is shared: then nobody can tell who else is at work.
     """
     if settings.limiter_url is not None:
-        import payout_pipeline.locks_remote  # noqa: F401 - registers the locks of redis:// and postgresql://
+        from payout_pipeline.locks_remote import remote_locks
 
-        return open_locks(Path("runtime") / "locks", settings.limiter_url.get_secret_value())
+        return remote_locks(settings.runtime_dir, settings.limiter_url.get_secret_value())
     if "://" in settings.runtime_dir:
         return None
     return open_locks(Path(settings.runtime_dir) / "locks")
