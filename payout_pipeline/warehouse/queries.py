@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from payout_pipeline.settings import Settings
 
 SAMPLE = 20
+#: Ids that travel to the database in one statement: its copies of them, not the view, decide how much memory a check takes.
+_IDS_AT_ONCE = 125_000
 WALLET_COLUMNS = ("wallet", "wallet_address")
 PNL_COLUMNS = ("settled_pnl_usd", "total_pnl", "settled_value")
 
@@ -207,7 +209,7 @@ def no_null_payouts(session: Session, place: Place, resolved: Iterable[pa.Record
     counts = session.rows(sql_view, doing=f"looking for empty vectors in {view}")[0]
     asked = missing = 0
     examples: list[str] = []
-    for batch in slices((b.select(["condition_id", "status"]) for b in resolved), 500_000):
+    for batch in slices((b.select(["condition_id", "status"]) for b in resolved), _IDS_AT_ONCE):
         ids = batch.filter(pc.equal(batch.column("status"), "resolved")).column("condition_id").cast(pa.string())
         asked += len(ids)
         found = session.arrow(
