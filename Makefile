@@ -21,8 +21,6 @@ $(STAMP): requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	@grep -q DAGSTER_MODULE_NAME $(BIN)/activate || printf '\n%s\n%s\n' \
-		'export DAGSTER_HOME="$${DAGSTER_HOME:-$(CURDIR)}"' 'export DAGSTER_MODULE_NAME=payout_pipeline.definitions' >> $(BIN)/activate
 	@touch $@
 
 demo: $(STAMP)

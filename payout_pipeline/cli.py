@@ -37,10 +37,10 @@ class _Commands(click.Group):
 @click.version_option(package_name="payout-pipeline")
 def main() -> None:
     """Polymarket payout vectors from a Goldsky subgraph into ClickHouse, and the proof that they are complete."""
-    _load_dotenv()
+    load_dotenv_file()
 
 
-def _load_dotenv() -> None:
+def load_dotenv_file() -> None:
     """Make ``.env`` of the current directory part of the environment; what is already set wins."""
     from dotenv import load_dotenv
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -80,6 +82,26 @@ def test_dagster_asset_materialize_gives_the_same_rows_and_the_view_refuses_whil
         assert view.returncode == 0, view.stdout
     assert place.stored() == truth
     assert place.run("report").returncode == 0
+
+
+def test_the_dagster_command_needs_no_module_and_no_home(tmp_path):
+    _, place, _ = _generated(tmp_path, 10)
+    environment = place.environment
+    for name in ("DAGSTER_HOME", "DAGSTER_MODULE_NAME"):
+        environment.pop(name)
+    environment["GOLDSKY_ENDPOINT"] = "http://127.0.0.1:9/gn"
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "dagster"), "asset", "list"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert {"goldsky_payouts", "resolutions_external_ingest", "vw_resolutions_truth"} <= set(done.stdout.split())
+    assert list(tmp_path.iterdir()) == [tmp_path / "data"]
 
 
 def test_a_scan_of_the_subgraph_stores_every_resolved_condition_and_the_same_rows_as_a_list(tmp_path):
