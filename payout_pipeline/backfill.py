@@ -203,6 +203,8 @@ def _import_once(settings: Settings) -> None:
     """
     for name in (*_SHARED_MODULES, *(_SHARED_IF_EMBEDDED if settings.embedded else ())):
         importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # for good: children must not touch, and so copy, the pages that they share with the parent
 
 
 @contextmanager
@@ -254,8 +256,6 @@ def _run_children(
     """Run each (name, job, arguments) in a child of its own, until all have ended. A stop request is passed on."""
     context = fork_context()
     children: list[tuple[str, BaseProcess, Connection]] = []
-    gc.collect()
-    gc.freeze()  # children must not touch, and so copy, the pages that they share with the parent
     for name, job, arguments in runs:
         receiver, sender = context.Pipe(duplex=False)
         process = context.Process(
@@ -264,7 +264,6 @@ def _run_children(
         process.start()
         sender.close()
         children.append((name, process, receiver))
-    gc.unfreeze()
     asked_to_stop: float | None = None
     next_look = time.monotonic() + _PROGRESS_SECONDS
     try:
