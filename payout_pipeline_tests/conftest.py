@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from payout_pipeline import settings
 from payout_pipeline.settings import VARIABLES
 
 pytest_plugins = ["payout_pipeline_tests.warehouse_fixtures"]
@@ -19,8 +20,9 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No variable of the developer's own environment, and no .env of theirs, decides a test."""
     for name in (*VARIABLES.values(), "DAGSTER_HOME", "DAGSTER_MODULE_NAME"):
         monkeypatch.delenv(name, raising=False)
+    read = settings.environment
     monkeypatch.setattr(
-        "payout_pipeline.settings.environment", lambda dotenv=None: dict(os.environ) if dotenv is None else {}
+        settings, "environment", lambda dotenv=None: dict(os.environ) if Path.cwd() == REPOSITORY else read(dotenv)
     )
 
 
