@@ -488,6 +488,22 @@ def _line(figure: Figure) -> str:
     return f"{figure.name:<50} {value:>11}  {bar:<10} {figure.verdict:<8} {figure.compared:<36} {more}"
 
 
+def _markdown(document: Mapping[str, Any]) -> str:
+    """The table of docs/performance.md."""
+    lines = ["| figure | measured | bar | | compared with | values |", "|---|---|---|---|---|---|"]
+    for row in document["figures"]:
+        value = "" if row["value"] is None or row["wrong"] else f"{row['value']:.2f} {row['unit']}".strip()
+        bar = "" if row["bar"] is None else f"≤ {row['bar']:g} {row['unit']}".strip()
+        more = row["wrong"] or "; ".join(part for part in (row["yardstick"], row["note"]) if part)
+        lines.append(f"| {row['name']} | {value} | {bar} | {row['verdict']} | {row['compared']} | {more} |")
+    machine = document["machine"]
+    said = (
+        f"Median of {document['samples']}, {machine['cores']} cores, {machine['system']}, Python {machine['python']}, "
+        f"commit {machine['commit'][:10]}, load before it {machine['load_before']:.1f}, {document['seconds']} s in all."
+    )
+    return "\n".join(lines) + f"\n\n{said}\n"
+
+
 def _machine() -> dict[str, Any]:
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     return {
@@ -505,7 +521,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one sample of everything instead of the median of five")
     parser.add_argument("--only", default="", help=f"regimes, by comma: {', '.join(REGIMES)}")
     parser.add_argument("--directory", type=Path, help="where runs happen (a temporary directory, removed afterwards)")
+    parser.add_argument(
+        "--markdown", action="store_true", help="print the figures of results.json for the documentation"
+    )
     options = parser.parse_args()
+    if options.markdown:
+        sys.stdout.write(_markdown(json.loads(RESULTS.read_text(encoding="utf-8"))))
+        return
     chosen = [name for name in options.only.split(",") if name] or list(REGIMES)
     unknown = sorted(set(chosen) - set(REGIMES))
     if unknown:

@@ -48,6 +48,7 @@ _SHARED_MODULES = (
     "clickhouse_connect",
     "gql.transport.aiohttp",
     "orjson",
+    "pyarrow.acero",
     "pyarrow.compute",
     "pyarrow.dataset",
     "pyarrow.parquet",
