@@ -167,9 +167,11 @@ def _render(report: Report, console: Console) -> None:
     if passed:
         console.print(_passed(passed, len(report.worklist.workers)))
         for status in passed:
-            if status.partition is None and status.verdict is not None:
+            # A worker's own tables repeat those of the whole, but for the ids that failed within the allowed rate.
+            if status.verdict is not None and (status.partition is None or status.info.name == "error_rate"):
                 for table in status.verdict.tables:
-                    console.print(_rich(table, table.title))
+                    where = f" of {status.partition}" if status.partition else ""
+                    console.print(_rich(table, f"{table.title}{where}"))
 
 
 def _grouped(statuses: list[CheckStatus]) -> list[list[CheckStatus]]:

@@ -376,3 +376,17 @@ def test_checks_have_a_status_per_partition_and_no_partition_without_one(backfil
     at = found[-1].at
     assert at is not None
     assert abs((datetime.now(timezone.utc) - at).total_seconds()) < 120
+
+
+def test_ids_that_failed_within_the_allowed_rate_are_listed_although_the_check_passed(
+    backfill: Backfill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoilt = next(condition(n) for n in range(IDS) if answer(n) is None)
+    monkeypatch.setenv("PAYOUT_MAX_ERROR_RATE", "0.5")
+    backfill.subgraph.faults.add("raw", fields={f"0x{spoilt}": {"payouts": ["1", "1"]}})
+    report = backfill.run_all().report(max_error_rate=0.5)
+    failing = next(s for s in report.statuses if s.info.name == "error_rate" and s.verdict and s.verdict.tables)
+    text = text_of(report)
+    assert f"ids without a usable answer of {failing.partition}" in text
+    assert spoilt in text
+    assert "invalid" in text
