@@ -22,7 +22,7 @@ from payout_pipeline_tests.running import Place, as_counter, truth_of
 REAL_BAR = {"PAYOUT_MIN_UNIQUE_CONDITIONS": "0.3"}
 
 
-def _split_unknown(real_data: Path, directory: Path) -> tuple[Path, int]:
+def split_unknown(real_data: Path, directory: Path) -> tuple[Path, int]:
     """Of the ids without a known outcome every second one is served as unresolved, the others not at all."""
     known = set(truth_of(real_data / "resolutions.csv"))
     unknown = [i for i in (real_data / "condition_ids.txt").read_text().split() if i not in known]
@@ -33,7 +33,7 @@ def _split_unknown(real_data: Path, directory: Path) -> tuple[Path, int]:
 
 @pytest.mark.parametrize("schema", ["payouts", "numerators"])
 def test_the_backfill_command_stores_all_real_vectors_and_a_second_run_changes_nothing(tmp_path, real_data, schema):
-    unresolved, unresolved_count = _split_unknown(real_data, tmp_path)
+    unresolved, unresolved_count = split_unknown(real_data, tmp_path)
     truth = truth_of(real_data / "resolutions.csv")
     config = SubgraphConfig(conditions=real_data / "resolutions.csv", unresolved=unresolved, schema=schema)
     with SubgraphServer(config) as server:
@@ -53,6 +53,27 @@ def test_the_backfill_command_stores_all_real_vectors_and_a_second_run_changes_n
         assert again.returncode == 0, again.stdout
         after = place.query("SELECT condition_id, fetched_at FROM default.resolutions_external_ingest ORDER BY ALL")
     assert after == before
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("schema", ["payouts", "numerators"])
+def test_dagster_asset_materialize_stores_all_real_vectors(tmp_path, real_data, schema):
+    unresolved, unresolved_count = split_unknown(real_data, tmp_path)
+    truth = truth_of(real_data / "resolutions.csv")
+    config = SubgraphConfig(conditions=real_data / "resolutions.csv", unresolved=unresolved, schema=schema)
+    with SubgraphServer(config) as server:
+        place = Place(tmp_path, server.url, real_data / "condition_ids.txt", REAL_BAR)
+        for worker in range(1, 5):
+            done = place.materialize("goldsky_payouts,resolutions_external_ingest", partition_key(worker, 4))
+            assert done.returncode == 0, done.stdout
+        view = place.materialize("vw_resolutions_truth")
+        assert view.returncode == 0, view.stdout
+    assert place.stored() == as_counter(truth)
+    assert place.ledger_counts() == Counter(
+        resolved=len(truth), unresolved=unresolved_count, absent=32_314 - len(truth) - unresolved_count
+    )
+    assert place.run("report").returncode == 0
 
 
 def _generated(tmp_path: Path, count: int, **config: object) -> tuple[SubgraphServer, Place, Counter]:
