@@ -743,6 +743,8 @@ class RunningLedger:
         self._totals["resolved"] = facts.carried
         self._unbroken = 0
         self._result: SnapshotInfo | None = None
+        # Of the batches that this process wrote; they are asked again, and need not be read from disk for that.
+        self._absent: dict[int, bytes] = {}
         self.notes: dict[int, str] = {}
         """What the writer noted with each batch (a scan: where it stands)."""
 
@@ -957,6 +959,9 @@ class RunningLedger:
         if not self._totals[status]:
             return
         for index in sorted(self.finished_batches):
+            if status == "absent" and index in self._absent:
+                yield index, unpack_ids(self._absent[index])
+                continue
             _, _, table = self._ledger._read_batch(_batch_name(index))
             yield index, table.filter(pc.equal(table["status"], status))["condition_id"].to_pylist()
 
@@ -998,12 +1003,14 @@ class RunningLedger:
 
     def _write(self, index: int, table: pa.Table, note: str) -> None:
         import pyarrow as pa
+        import pyarrow.compute as pc
         import pyarrow.parquet as pq
 
         own = json.dumps({"run": self._facts.to_json(), "batch": index, "note": note})
         sink = pa.BufferOutputStream()
         pq.write_table(table.replace_schema_metadata({_FACTS_KEY: own.encode()}), sink, **_parquet_options())
         self._ledger.store.write(self._key(_batch_name(index)), sink.getvalue().to_pybytes())
+        self._absent[index] = pack_ids(table.filter(pc.equal(table["status"], "absent"))["condition_id"].to_pylist())
 
     def _check_rows(self, index: int, table: pa.Table) -> None:
         fault = _fault_in_rows(table)

@@ -1157,7 +1157,9 @@ def test_an_amended_row_replaces_its_former_one_and_survives_an_interruption(tmp
     running.amend(index, later)
     expected = {**before, "absent": before["absent"] - 1, "resolved": before["resolved"] + 1}
     assert running.counts == expected
+    assert chosen[0] not in dict(running.ids_with_status("absent"))[index]
     again = Ledger(tmp_path, PARTITION).start(plan)
+    assert dict(again.ids_with_status("absent")) == dict(running.ids_with_status("absent")), "read, as remembered"
     assert again.counts == expected
     assert again.missing_batches == []
     again.finish()
