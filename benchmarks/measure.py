@@ -120,9 +120,13 @@ def run(
 ) -> Measured:
     """Run ``command`` to its end; ``meanwhile`` is called once it was started."""
     running = Running(command, env, cwd, log, pss)
-    if meanwhile is not None:
-        meanwhile(running)
-    return running.finish(timeout)
+    try:
+        if meanwhile is not None:
+            meanwhile(running)
+        return running.finish(timeout)
+    except BaseException:
+        running.kill()  # an interrupted benchmark leaves nothing running
+        raise
 
 
 def descendants(pid: int) -> Iterator[int]:

@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -532,6 +533,7 @@ def main() -> None:
     unknown = sorted(set(chosen) - set(REGIMES))
     if unknown:
         parser.error(f"no such regime: {', '.join(unknown)}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was started is ended
     place = Path(options.directory or tempfile.mkdtemp(prefix="payout-bench-")).absolute()
     place.mkdir(parents=True, exist_ok=True)
     started, machine = time.monotonic(), _machine()
