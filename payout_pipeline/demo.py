@@ -25,6 +25,8 @@ from payout_pipeline.errors import PayoutPipelineError
 from payout_pipeline.settings import VARIABLES, Settings, load_settings
 
 _READY_SECONDS = 60.0
+_NO_LIMIT = ("0", "")
+_UNLIMITED = "1000000/1s"
 
 
 def run_demo(*, ids: int, seed: int, rate_limit: str, latency: float, directory: Path | None) -> int:
@@ -40,7 +42,7 @@ def run_demo(*, ids: int, seed: int, rate_limit: str, latency: float, directory:
     console.print(f"Demo in {place}: generating {ids:,} condition ids …")
     data = generate(ids, seed, place / "data")
     with _subgraph(data.conditions, rate_limit, latency) as endpoint:
-        settings = _environment(place, data.ids, endpoint)
+        settings = _environment(place, data.ids, endpoint, rate_limit)
         console.print(f"Local subgraph at {endpoint} (limit {rate_limit}, latency {latency:g} s).")
         _in_child(_prepare_pnl, settings, data.conditions)
         from payout_pipeline.backfill import run_backfill
@@ -70,12 +72,14 @@ def _make_room(place: Path) -> None:
     marker.touch()
 
 
-def _environment(place: Path, ids: Path, endpoint: str) -> Settings:
+def _environment(place: Path, ids: Path, endpoint: str, rate_limit: str) -> Settings:
     """Set every variable of the pipeline for this process and its children, so that nothing of the user's leaks in."""
     values = {
         "condition_ids_file": str(ids),
         "runtime_dir": str(place / "runtime"),
         "goldsky_endpoint": endpoint,
+        # What the local subgraph allows, the pipeline uses.
+        "goldsky_rate_limit": _UNLIMITED if rate_limit in _NO_LIMIT else rate_limit,
     }
     for field, variable in VARIABLES.items():
         os.environ[variable] = values.get(field) or _default_text(field)
@@ -96,7 +100,7 @@ def _subgraph(conditions: Path, rate_limit: str, latency: float) -> Iterator[str
     """The local subgraph in a process of its own, from its first word to its end."""
     command = [sys.executable, "-m", "payout_pipeline.cli", "subgraph", "--conditions", str(conditions), "--port", "0"]
     command += ["--latency", str(latency)]
-    if rate_limit not in ("0", ""):
+    if rate_limit not in _NO_LIMIT:
         command += ["--rate-limit", rate_limit]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         killer = threading.Timer(_READY_SECONDS, process.kill)
