@@ -7,11 +7,13 @@ Where forking is not safe (macOS), children are spawned instead, at the price of
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import hashlib
 import importlib
 import json
+import logging
 import multiprocessing
 import os
 import signal
@@ -22,11 +24,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from multiprocessing.connection import Connection
+from multiprocessing.connection import wait as wait_for_any
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from payout_pipeline.errors import PayoutPipelineError
 from payout_pipeline.scrub import scrub
 from payout_pipeline.settings import Settings
 from payout_pipeline.signals import StopRequest, stop_on_signals
@@ -37,11 +41,14 @@ if TYPE_CHECKING:
 
 WORKER_JOB = "goldsky_backfill"
 VIEW_JOB = "truth_view"
+VIEW = "vw_resolutions_truth"
+_PREPARE = "the target table"  # no run of Dagster: what every worker would look at before its first request
 #: Which backfill is going, under the runtime directory; there only until its view is built.
 RECORD_FILE = "backfill.json"
 #: A child that was asked to stop has this long to keep its finished work before it is killed.
 STOP_GRACE_SECONDS = 25.0
 _POLL_SECONDS = 0.1
+_WARM_AFTER_SECONDS = 3.0  # when the workers have begun and wait for the rate limit
 #: What a run of a worker or of the view imports on its way.
 _SHARED_MODULES = (
     "aiohttp",
@@ -103,12 +110,17 @@ def run_backfill(settings: Settings, workers: Sequence[int] | None = None, refet
     ensure_dagster_home()
     _check_before_start(settings)
     _import_once(settings)
+    family = _Family(_log_directory(settings))
+    prepared = family.start(_PREPARE, _PREPARE, {})  # beside the opening of the instance
     with _one_instance():
-        return _run_all(settings, workers, refetch)
+        return _run_all(settings, workers, refetch, family, prepared)
 
 
-def _run_all(settings: Settings, workers: Sequence[int] | None, refetch: str) -> int:
+def _run_all(
+    settings: Settings, workers: Sequence[int] | None, refetch: str, family: _Family, prepared: _Member
+) -> int:
     from payout_pipeline.conditions import partition_key
+    from payout_pipeline.ingest import remember_prepared
     from payout_pipeline.storage import open_store
 
     console = report_console()
@@ -118,18 +130,19 @@ def _run_all(settings: Settings, workers: Sequence[int] | None, refetch: str) ->
     console.print(
         f"Backfill of {len(chosen)} worker(s) of {settings.workers}; runtime directory {settings.runtime_dir}."
     )
-    with stop_on_signals() as stop:
+    with stop_on_signals() as stop, family:
+        (looked,) = family.watch([prepared], stop, console)
+        if stop.signal_number is not None:
+            return 128 + stop.signal_number
+        if not looked.ok:
+            _say(console, looked)
+            return looked.exit_code
+        remember_prepared(settings)
         keys = {partition_key(worker, settings.workers): worker for worker in chosen}
-        outcomes = _run_children(
-            [
-                (key, WORKER_JOB, {"partition_key": key, "refetch": record["refetch"], "backfill_id": record["id"]})
-                for key in keys
-            ],
-            _log_directory(settings),
-            stop,
-            console,
-            _progress(settings, tuple(keys.values()), console),
-        )
+        asked = {"refetch": record["refetch"], "backfill_id": record["id"]}
+        members = [family.start(key, WORKER_JOB, {"partition_key": key, **asked}) for key in keys]
+        view = family.start(VIEW, VIEW_JOB, {}, waiting=True)
+        outcomes = family.watch(members, stop, console, _progress(settings, tuple(keys.values()), console))
         for outcome in outcomes:
             _say(console, outcome)
         if stop.signal_number is not None:
@@ -141,14 +154,17 @@ def _run_all(settings: Settings, workers: Sequence[int] | None, refetch: str) ->
                 f"The view was not rebuilt: {failed} failed. Run `payout-pipeline backfill` again when mended."
             )
             return _report(settings, console, failed=True)
-        view = _run_children([("vw_resolutions_truth", VIEW_JOB, {})], _log_directory(settings), stop, console, None)[0]
-        _say(console, view)
+        if not view.process.is_alive():
+            view = family.start(VIEW, VIEW_JOB, {})
+        view.go()
+        (rebuilt,) = family.watch([view], stop, console)
+        _say(console, rebuilt)
         if stop.signal_number is not None:
             return 128 + stop.signal_number
-    if view.ok:
+    if rebuilt.ok:
         open_store(settings.runtime_dir).delete(RECORD_FILE)
     console.print(f"Runs finished after {time.monotonic() - started:.1f} s.")
-    return _report(settings, console, failed=not view.ok)
+    return _report(settings, console, failed=not rebuilt.ok)
 
 
 def report_console() -> Console:
@@ -247,63 +263,94 @@ def fork_context() -> Any:
     return multiprocessing.get_context("fork" if sys.platform.startswith("linux") and fork_is_safe() else "spawn")
 
 
-def _run_children(
-    runs: Sequence[tuple[str, str, dict[str, str]]],
-    logs: Path,
-    stop: StopRequest,
-    console: Console,
-    progress: Any,
-) -> list[RunOutcome]:
-    """Run each (name, job, arguments) in a child of its own, until all have ended. A stop request is passed on."""
-    context = fork_context()
-    children: list[tuple[str, BaseProcess, Connection]] = []
-    for name, job, arguments in runs:
-        receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(
-            target=_child, args=(job, arguments, str(logs / f"{name}.log"), sender, os.getpid()), name=name
+@dataclass
+class _Member:
+    """A child process. One that ``waits`` does nothing before :meth:`go`."""
+
+    name: str
+    process: BaseProcess
+    receiver: Connection
+    starter: Connection | None = None
+
+    def go(self) -> None:
+        """Let it begin."""
+        if self.starter is not None:
+            with contextlib.suppress(BrokenPipeError):  # it died meanwhile, which its outcome says
+                self.starter.send_bytes(b"go")
+
+    def signal(self, number: int) -> None:
+        """Send it a signal, if it lives."""
+        if self.process.is_alive() and self.process.pid is not None:
+            os.kill(self.process.pid, number)
+
+    def outcome(self) -> RunOutcome:
+        """How it ended; waits for its end."""
+        self.process.join()
+        code = self.process.exitcode if self.process.exitcode is not None else 1
+        if code < 0:
+            return RunOutcome(self.name, 128 - code, f"its process was ended by {signal.Signals(-code).name}")
+        try:
+            sent = json.loads(self.receiver.recv_bytes()) if self.receiver.poll() else {}
+        except EOFError:
+            sent = {}
+        message = sent.get("message", "" if code == 0 else f"its process ended with exit code {code} without a word")
+        return RunOutcome(self.name, code, message, sent.get("run_id", ""))
+
+
+class _Family:
+    """The children of a backfill. Leaving the context leaves none of them alive."""
+
+    def __init__(self, logs: Path) -> None:
+        self._logs = logs
+        self._context = fork_context()
+        self._members: list[_Member] = []
+
+    def __enter__(self) -> _Family:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for member in self._members:
+            member.signal(signal.SIGKILL)  # one that was never let go, or all if the watching itself failed
+            member.process.join()
+
+    def start(self, name: str, job: str, arguments: dict[str, str], *, waiting: bool = False) -> _Member:
+        """Start a child that does ``job``."""
+        receiver, sender = self._context.Pipe(duplex=False)
+        begin, starter = self._context.Pipe(duplex=False) if waiting else (None, None)
+        log = str(self._logs / f"{name.replace(' ', '-')}.log")
+        process = self._context.Process(
+            target=_child, args=(name, job, arguments, log, sender, os.getpid(), begin), name=name
         )
         process.start()
         sender.close()
-        children.append((name, process, receiver))
-    asked_to_stop: float | None = None
-    next_look = time.monotonic() + _PROGRESS_SECONDS
-    try:
-        while any(process.is_alive() for _, process, _ in children):
-            if stop.requested and asked_to_stop is None:
-                asked_to_stop = time.monotonic()
-                console.print("Stopping: finished batches are kept …")
-                _signal_all(children, signal.SIGTERM)
-            if asked_to_stop is not None and time.monotonic() - asked_to_stop > STOP_GRACE_SECONDS:
-                _signal_all(children, signal.SIGKILL)
-            if progress is not None and time.monotonic() >= next_look:
-                progress.update()
-                next_look = time.monotonic() + (_PROGRESS_SECONDS if console.is_terminal else _PLAIN_PROGRESS_SECONDS)
-            for _, process, _ in children:
-                process.join(_POLL_SECONDS / len(children))
-    finally:
-        if progress is not None:
-            progress.close()
-        _signal_all(children, signal.SIGKILL)  # only reached with living children if the watching itself failed
-    return [_outcome(name, process, receiver) for name, process, receiver in children]
+        self._members.append(_Member(name, process, receiver, starter))
+        return self._members[-1]
 
-
-def _signal_all(children: Sequence[tuple[str, BaseProcess, Connection]], number: int) -> None:
-    for _, process, _ in children:
-        if process.is_alive() and process.pid is not None:
-            os.kill(process.pid, number)
-
-
-def _outcome(name: str, process: BaseProcess, receiver: Connection) -> RunOutcome:
-    process.join()
-    code = process.exitcode if process.exitcode is not None else 1
-    if code < 0:
-        return RunOutcome(name, 128 - code, f"its process was ended by {signal.Signals(-code).name}")
-    try:
-        sent = json.loads(receiver.recv_bytes()) if receiver.poll() else {}
-    except EOFError:
-        sent = {}
-    message = sent.get("message", "" if code == 0 else f"its process ended with exit code {code} without a word")
-    return RunOutcome(name, code, message, sent.get("run_id", ""))
+    def watch(
+        self, members: Sequence[_Member], stop: StopRequest, console: Console, progress: Any = None
+    ) -> list[RunOutcome]:
+        """Wait for the end of these, and pass a stop request on to them."""
+        asked_to_stop: float | None = None
+        next_look = time.monotonic() + _PROGRESS_SECONDS
+        try:
+            while living := [member.process.sentinel for member in members if member.process.is_alive()]:
+                if stop.requested and asked_to_stop is None:
+                    asked_to_stop = time.monotonic()
+                    console.print("Stopping: finished batches are kept …")
+                    for member in members:
+                        member.signal(signal.SIGTERM)
+                if asked_to_stop is not None and time.monotonic() - asked_to_stop > STOP_GRACE_SECONDS:
+                    for member in members:
+                        member.signal(signal.SIGKILL)
+                if progress is not None and time.monotonic() >= next_look:
+                    progress.update()
+                    pause = _PROGRESS_SECONDS if console.is_terminal else _PLAIN_PROGRESS_SECONDS
+                    next_look = time.monotonic() + pause
+                wait_for_any(living, _POLL_SECONDS)
+        finally:
+            if progress is not None:
+                progress.close()
+        return [member.outcome() for member in members]
 
 
 def _say(console: Console, outcome: RunOutcome) -> None:
@@ -317,7 +364,15 @@ def _say(console: Console, outcome: RunOutcome) -> None:
         console.print(f"[bold red]{escape(outcome.name)}: FAILED.[/] {escape(outcome.message)}")
 
 
-def _child(job: str, arguments: dict[str, str], log: str, sender: Connection, parent: int) -> None:
+def _child(
+    name: str,
+    job: str,
+    arguments: dict[str, str],
+    log: str,
+    sender: Connection,
+    parent: int,
+    begin: Connection | None,
+) -> None:
     """One Dagster run in this process; ends the process with its exit code."""
     # The parent's handlers belong to the parent: a run installs its own, and dies with a parent that was killed.
     os.setpgrp()  # Ctrl-C reaches the whole group of the terminal; the parent passes it on once, as SIGTERM
@@ -328,17 +383,43 @@ def _child(job: str, arguments: dict[str, str], log: str, sender: Connection, pa
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     try:
-        outcome = execute_run(job, **arguments)
+        if begin is not None:
+            _wait_to_begin(begin)
+        outcome = _prepare() if job == _PREPARE else execute_run(job, **arguments)
     except KeyboardInterrupt:
-        outcome = RunOutcome(job, 143, "interrupted")
+        outcome = RunOutcome(name, 143, "interrupted")
+    except PayoutPipelineError as fault:
+        outcome = RunOutcome(name, fault.exit_code, scrub(str(fault)))
     except Exception as unexpected:  # noqa: BLE001 - the process boundary: reported to the parent as a failure
-        outcome = RunOutcome(job, 1, scrub(f"{type(unexpected).__name__}: {unexpected}"))
+        outcome = RunOutcome(name, 1, scrub(f"{type(unexpected).__name__}: {unexpected}"))
     sender.send_bytes(json.dumps(asdict(outcome)).encode())
     sender.close()
     sys.stdout.flush()
     sys.stderr.flush()
     _close_engine()
     os._exit(outcome.exit_code)
+
+
+def _wait_to_begin(begin: Connection) -> None:
+    """Wait for the parent's word; what takes long to load is loaded meanwhile, once the workers are under way."""
+    from payout_pipeline.settings import load_settings
+    from payout_pipeline.warehouse.client import load_engine
+
+    if not begin.poll(_WARM_AFTER_SECONDS):
+        load_engine(load_settings())
+    begin.recv_bytes()
+
+
+def _prepare() -> RunOutcome:
+    """Look at the target table, or make it, once for all workers."""
+    from payout_pipeline.ingest import prepare_target
+    from payout_pipeline.settings import load_settings
+
+    logger = logging.getLogger("payout_pipeline.backfill")
+    logger.addHandler(logging.StreamHandler())
+    logger.setLevel(logging.INFO)
+    prepare_target(load_settings(), logger)
+    return RunOutcome(_PREPARE, 0)
 
 
 def _close_engine() -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,7 @@ LOCK_WAIT_SECONDS = 30.0
 _PINS_PER_RUN = 3
 #: How often absent ids are asked again while their number keeps changing.
 _CONFIRMATIONS = 10
+_LONG_WAIT_SECONDS = 1.0
 _SHAPES_SHOWN = 50
 _YOUNG_OBJECTS = 200_000
 _FAILURES_SHOWN = 20
@@ -184,7 +186,7 @@ def fetch_worker(
         )
         _announce(work, conditions)
         _check_target(settings, log)
-        with stop_on_signals() as stop:
+        with stop_on_signals() as stop, _seldom_collected():
             return asyncio.run(_run(work, stop))
 
 
@@ -260,19 +262,24 @@ def _announce(work: _Work, conditions: ConditionFile | None) -> None:
 async def _run(work: _Work, stop: StopRequest) -> FetchSummary:
     from payout_pipeline.goldsky.client import GoldskyClient
     from payout_pipeline.goldsky.pacing import StoppedError
+    from payout_pipeline.warehouse.client import load_engine
 
     totals = _Totals()
     if work.chunk is not None and work.chunk.count == 0:
         return _finish_empty(work, totals)
-    waits: Counter[str] = Counter()
+    loaded: list[asyncio.Future[None]] = []
 
     def on_wait(reason: str, seconds: float) -> None:
-        waits[reason] += 1
+        if seconds > _LONG_WAIT_SECONDS and not loaded:  # time for what the load would begin with
+            loaded.append(asyncio.ensure_future(asyncio.to_thread(load_engine, work.settings)))
         if work.settings.debug or reason not in ("window", "pace"):
             work.log.info("waiting %.1f s: %s", seconds, scrub(reason))
 
     try:
-        async with GoldskyClient.from_settings(work.settings, stop=stop.bind(), on_wait=on_wait) as client:
+        stopped = stop.bind()
+        async with GoldskyClient.from_settings(
+            work.settings, stop=stopped, on_wait=on_wait, precedence=work.worker - 1
+        ) as client:
             info = await client.probe()
             for attempt in range(1, _PINS_PER_RUN + 1):
                 running = work.ledger.start(work.plan(info.schema_kind), reuse_finished=_reusable(work))
@@ -355,22 +362,24 @@ async def _ask_all(work: _Work, client: GoldskyClient, running: RunningLedger, t
         ask = _scan_prefix
 
     storing = _Storing()
+    suspects = _Suspects(work, running)
 
     async def lane() -> None:
         # While a batch goes to disk the next one is asked; no lane is further ahead than that.
         former: asyncio.Future[None] | None = None
         for index in jobs:
-            store = await ask(work, client, running, index, totals, reporter)
+            store, absent = await ask(work, client, running, index, totals, reporter)
             if former is not None:
                 await asyncio.shield(former)
             former = storing.begin(store)
+            await suspects.add(client, index, absent)
         if former is not None:
             await asyncio.shield(former)
 
     try:
         await _in_lanes(work, lane, storing)
         if work.chunk is not None:
-            await _confirm_absences(work, client, running, totals)
+            await _confirm_absences(work, client, running, totals, suspects)
     finally:
         await asyncio.to_thread(reporter.end)
 
@@ -405,8 +414,13 @@ class _Storing:
 async def _in_lanes(
     work: _Work, lane: Callable[[], Coroutine[Any, Any, None]], storing: _Storing | None = None
 ) -> None:
-    """Run ``lane`` as often as there may be requests in flight; the first fault, of ``storing`` too, stops them all."""
-    lanes = [asyncio.ensure_future(lane()) for _ in range(work.settings.goldsky_concurrent_requests)]
+    """Run ``lane`` in more places than requests may be in flight; the first fault, of ``storing`` too, stops them all.
+
+    The client lets no more requests go than the settings allow. A lane more for each four of them means that another
+    request is on its way while an answer is read.
+    """
+    allowed = work.settings.goldsky_concurrent_requests
+    lanes = [asyncio.ensure_future(lane()) for _ in range(allowed + -(-allowed // 4))]
     whole = asyncio.gather(*lanes)
     try:
         first: set[asyncio.Future[Any]] = {whole} if storing is None else {whole, storing.fault}
@@ -420,15 +434,50 @@ async def _in_lanes(
             await storing.end()
 
 
-async def _confirm_absences(work: _Work, client: GoldskyClient, running: RunningLedger, totals: _Totals) -> None:
+class _Suspects:
+    """Ids that an answer of this process did not have. As soon as there are enough for a request they are asked again.
+
+    ``caught``: the subgraph left out ids that it has, so that two answers which agree are not enough for any of them.
+    """
+
+    def __init__(self, work: _Work, running: RunningLedger) -> None:
+        self._running, self._size = running, work.settings.goldsky_batch_size
+        self._known = _absent_before(work) if running.carried else set()
+        # Of a batch whose failed ids alone are asked now the others have had one answer, from an earlier process.
+        self._earlier = running.finished_batches | running.partial_batches
+        self._waiting: dict[str, int] = {}
+        self.caught = False
+
+    async def add(self, client: GoldskyClient, index: int, absent: Sequence[str]) -> None:
+        """Note the absent ids of a batch, and ask again for those that fill a request."""
+        if index not in self._earlier:
+            self._waiting.update((i, index) for i in absent if i not in self._known)
+        if len(self._waiting) >= self._size and not self.caught:
+            piece = dict(islice(self._waiting.items(), self._size))
+            for i in piece:
+                del self._waiting[i]
+            answer = await client.fetch_batch(list(piece), _asked(self._running))
+            if answer.found or answer.failed:
+                self.caught = True
+                self._waiting.update(piece)
+
+    def batch_of(self) -> dict[str, int]:
+        """The ids whose absence is still to be confirmed, with their batches."""
+        skipped = set() if self.caught else self._running.finished_batches - self._earlier
+        stored = self._running.ids_with_status("absent", skipped)
+        return {i: at for at, ids in stored for i in ids if i not in self._known} | self._waiting
+
+
+async def _confirm_absences(
+    work: _Work, client: GoldskyClient, running: RunningLedger, totals: _Totals, suspects: _Suspects
+) -> None:
     """Ask once more for the ids that an answer did not have: an absence counts when two answers agree.
 
     No answer shows by itself that an id was left out of it. Ids that the former snapshot had as absent already, and
     that are still, have their second answer. One request for a thousand absent ids.
     """
-    known = _absent_before(work) if running.carried else set()
-    batch_of = {i: at for at, ids in running.ids_with_status("absent") for i in ids if i not in known}
-    wanted = 1  # answers in a row that agree; one more where a subgraph was caught leaving ids out
+    batch_of = suspects.batch_of()
+    wanted = 2 if suspects.caught else 1  # answers in a row that agree; one more where ids were left out
     for _ in range(_CONFIRMATIONS):
         if not batch_of:
             return
@@ -484,8 +533,8 @@ def _absent_before(work: _Work) -> set[str]:
 
 async def _ask_batch(
     work: _Work, client: GoldskyClient, running: RunningLedger, index: int, totals: _Totals, reporter: _Reporter
-) -> Callable[[], None]:
-    """Ask for a batch; what is returned stores it."""
+) -> tuple[Callable[[], None], Sequence[str]]:
+    """Ask for a batch; the first that is returned stores it, the second are the ids that the answer did not have."""
     ids = running.ids_to_ask(index)
     answer = await client.fetch_batch(ids, _asked(running))
     answered_at = datetime.now(timezone.utc)
@@ -498,13 +547,13 @@ async def _ask_batch(
         running.write_batch(index, table)
         reporter.batch(index, len(ids), _resolved(table), answer.duration, answer.attempts)
 
-    return store
+    return store, answer.absent
 
 
 async def _scan_prefix(
     work: _Work, client: GoldskyClient, running: RunningLedger, index: int, totals: _Totals, reporter: _Reporter
-) -> Callable[[], None]:
-    """Ask for all pages of a prefix; what is returned stores them."""
+) -> tuple[Callable[[], None], Sequence[str]]:
+    """Ask for all pages of a prefix; what is returned stores them, and names no absent ids: a scan has none."""
     import pyarrow as pa
 
     prefix = f"{index:02x}"
@@ -525,7 +574,7 @@ async def _scan_prefix(
         running.write_batch(index, table, prefix)
         reporter.batch(index, table.num_rows, _resolved(table), seconds, requests)
 
-    return store
+    return store, ()
 
 
 def _resolved(table: pa.Table) -> int:

@@ -50,10 +50,27 @@ def prepare_target(settings: Settings, log: Logger) -> None:
     """
     from payout_pipeline.warehouse.schema import ensure_sources
 
+    if _tables_of(settings) in _prepared:
+        log.info(f"target table {settings.target_table}: looked at when the backfill began")
+        return
     warehouse = Warehouse.from_settings(settings, comment="payout-pipeline: prepare")
     with warehouse.session("prepare the target table") as session:
         target = ensure_sources(session, settings).target
         log.info(f"target table {target.name} on {session.address} (ClickHouse {session.version})")
+
+
+#: What was looked at by another process, before this one was forked.
+_prepared: set[tuple[str, ...]] = set()
+
+
+def remember_prepared(settings: Settings) -> None:
+    """`prepare_target` was done for this process and those that it forks."""
+    _prepared.add(_tables_of(settings))
+
+
+def _tables_of(settings: Settings) -> tuple[str, ...]:
+    place = settings.runtime_dir if settings.embedded else f"{settings.clickhouse_host} {settings.clickhouse_port}"
+    return (place, settings.target_table, settings.market_resolutions_table)
 
 
 def finished_ledger(settings: Settings, worker: int) -> tuple[Ledger, SnapshotInfo]:

@@ -19,7 +19,7 @@ import re
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -799,6 +799,12 @@ class RunningLedger:
             return set(self._finished)
 
     @property
+    def partial_batches(self) -> set[int]:
+        """The batches on disk of which failed ids are asked again (a copy)."""
+        with self._lock:
+            return set(self._partial)
+
+    @property
     def missing_batches(self) -> list[int]:
         """The batches still to be asked, in order."""
         with self._lock:
@@ -948,8 +954,8 @@ class RunningLedger:
         for status, count in counts.items():
             self._totals[status] += sign * count
 
-    def ids_with_status(self, status: Status) -> Iterator[tuple[int, list[str]]]:
-        """The ids of a status, batch by batch, of the batches on disk.
+    def ids_with_status(self, status: Status, without: Collection[int] = ()) -> Iterator[tuple[int, list[str]]]:
+        """The ids of a status, batch by batch, of the batches on disk but ``without`` these.
 
         Raises:
             LedgerError: a batch was damaged meanwhile.
@@ -958,7 +964,7 @@ class RunningLedger:
 
         if not self._totals[status]:
             return
-        for index in sorted(self.finished_batches):
+        for index in sorted(self.finished_batches.difference(without)):
             if status == "absent" and index in self._absent:
                 yield index, unpack_ids(self._absent[index])
                 continue

@@ -67,7 +67,7 @@ def test_the_events_of_a_run_go_through_one_engine(home: Path, monkeypatch: pyte
     with dg.DagsterInstance.get() as instance:
         dg.materialize([noted], instance=instance)
         dg.materialize([noted], instance=instance)
-    assert len(made) == len(set(made)) == 3, "the index and two runs"
+    assert len(made) == len(set(made)) == 4, "the table of runs, the index and two runs"
 
 
 def test_the_engines_of_many_runs_are_not_all_kept(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +76,7 @@ def test_the_engines_of_many_runs_are_not_all_kept(home: Path, monkeypatch: pyte
         runs = [dg.materialize([noted], instance=instance).run_id for _ in range(4)]
         events = instance.event_log_storage
         assert isinstance(events, RuntimeEvents)
-        assert len(events._engines) <= 2
+        assert len(events._files._engines) <= 2
         assert all(instance.all_logs(run) for run in runs), "a run whose engine went is read with a new one"
 
 

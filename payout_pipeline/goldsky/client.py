@@ -8,6 +8,7 @@ fails a check is asked for again as a whole, then in halves, so that one poisone
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import ssl
@@ -110,8 +111,8 @@ class _Counter:
 class GoldskyClient:
     """Asks one subgraph. Use as ``async with GoldskyClient.from_settings(settings) as client``.
 
-    Every wait ends at once when ``stop`` is set (StoppedError), requests in flight included. Safe for as many
-    concurrent calls as there may be requests in flight.
+    Every wait ends at once when ``stop`` is set (StoppedError), requests in flight included. Of any number of concurrent
+    calls ``concurrent_requests`` have a request in flight (None: all of them).
     """
 
     def __init__(
@@ -128,6 +129,7 @@ class GoldskyClient:
         first_pause: float = _FIRST_PAUSE,
         circuit_threshold: int = 5,
         circuit_first_pause: float = 0.5,
+        concurrent_requests: int | None = None,
     ) -> None:
         self.endpoint, self.pacer, self.stop = endpoint, pacer, stop
         self.max_retries, self._first_pause = max_retries, first_pause
@@ -144,6 +146,8 @@ class GoldskyClient:
         self.stats = ClientStats()
         self._limited_since: float | None = None
         self._stopped: asyncio.Future[Any] | None = None
+        # Of requests, not of batches: while the answer to one is read, another one may be on its way.
+        self._in_flight = asyncio.Semaphore(concurrent_requests) if concurrent_requests else contextlib.nullcontext()
 
     @classmethod
     def from_settings(
@@ -153,8 +157,12 @@ class GoldskyClient:
         stop: asyncio.Event | None = None,
         on_wait: Callable[[str, float], None] | None = None,
         tls: ssl.SSLContext | None = None,
+        precedence: int = 0,
     ) -> GoldskyClient:
-        """A client for ``GOLDSKY_ENDPOINT`` on the rate limit of the machine (or of ``PAYOUT_LIMITER_URL``)."""
+        """A client for ``GOLDSKY_ENDPOINT`` on the rate limit of the machine (or of ``PAYOUT_LIMITER_URL``).
+
+        ``precedence``: see :class:`Pacer`.
+        """
         pacer = Pacer.open(
             settings.goldsky_endpoint,
             settings.goldsky_rate_limit,
@@ -164,6 +172,7 @@ class GoldskyClient:
             max_retry_after=settings.goldsky_max_retry_after_seconds,
             stop=stop,
             on_wait=on_wait,
+            precedence=precedence,
         )
         return cls(
             settings.goldsky_endpoint,
@@ -174,6 +183,7 @@ class GoldskyClient:
             outage_budget_seconds=settings.goldsky_outage_budget_seconds,
             stop=stop,
             tls=tls,
+            concurrent_requests=settings.goldsky_concurrent_requests,
         )
 
     async def __aenter__(self) -> GoldskyClient:
@@ -432,7 +442,7 @@ class GoldskyClient:
         self, request: GraphQLRequest, read: Callable[[Answer], _T], counter: _Counter, *, patient: bool, probing: bool
     ) -> _T:
         """One request through the pacer, its answer checked. Raises AnswerFault."""
-        async with self.pacer.slot(is_probe=not patient) as slot:
+        async with self._in_flight, self.pacer.slot(is_probe=not patient) as slot:
             counter.requests += 1
             self.stats.requests += 1
             sent = time.monotonic()

@@ -9,7 +9,7 @@ a pause, no smoothing.
 Two exceptions spend the budget with more care:
 
 * While nothing is known of the last window (the first request after a pause of two windows: somebody else behind the
-  same address may have used the budget) and after a 429, admissions keep a small distance (a fifth of S/N), so that a
+  same address may have used the budget) and after a 429, admissions keep a small distance (an eighth of S/N), so that a
   429 stops everybody when at most two or three requests are under way.
 * After a 429 nobody sends anything until the server's ``Retry-After`` (at least one window) has passed. Then one
   request goes alone; the others follow when it was answered.
@@ -53,13 +53,15 @@ from payout_pipeline.scrub import scrub
 logger = logging.getLogger(__name__)
 
 GUARD_MS = 20  # for stamps in whole milliseconds, and for a server whose window is closed at both ends
-_GAP_SHARE = 0.2  # of S/N: distance of admissions while the server's window is unknown
+_GAP_SHARE = 0.125  # of S/N: distance of admissions while the server's window is unknown
 _LONGEST_GAP_MS = 100.0
 _CIRCUIT_FORGOTTEN_MS = 120_000  # an outage that nobody has reported on for this long is no longer believed
 _BUSY_SECONDS = 30.0  # a limiter that stays locked for this long is broken
 _DEAD_CHECK_SECONDS = 0.5
 _LOOK_SECONDS = 0.25  # how often is looked whether the file is still the same
 _LONGEST_SLEEP = 1.0
+_BEHIND_SECONDS = 0.004  # longer than the random part of a wait, shorter than a request's way
+_MOST_BEHIND = 8
 _T = TypeVar("_T")
 
 
@@ -607,6 +609,10 @@ class Pacer:
     ``async with pacer.slot(): send()`` waits for a place, and moves its stamp to the end of the request. Only the first
     waiter of a process looks at the store, and sleeps until the moment at which the next place can become free.
     ``on_wait(reason, seconds)`` is called before every wait that is longer than a tenth of a second.
+
+    ``precedence``: of several processes that wait for the window, the one with the smallest number goes first, since
+    the others look some milliseconds later. Workers that take turns at random end all at the same moment, and then
+    stand in line for the database; one after the other, all but the last load while others still wait for the limit.
     """
 
     def __init__(
@@ -618,7 +624,9 @@ class Pacer:
         max_retry_after: float = 60.0,
         stop: asyncio.Event | None = None,
         on_wait: Callable[[str, float], None] | None = None,
+        precedence: int = 0,
     ) -> None:
+        self._behind = min(max(precedence, 0), _MOST_BEHIND) * _BEHIND_SECONDS
         self.store, self.stop, self.on_wait = store, stop, on_wait
         self.limit = limit
         self.rules = Rules.of(limit)
@@ -647,11 +655,13 @@ class Pacer:
         max_retry_after: float = 60.0,
         stop: asyncio.Event | None = None,
         on_wait: Callable[[str, float], None] | None = None,
+        precedence: int = 0,
     ) -> Pacer:
         """A pacer on the store that the settings name. Opens nothing before the first request."""
         store = open_store(endpoint, limit, runtime_dir=runtime_dir, limiter_url=limiter_url)
         return cls(
-            store, limit, request_timeout=request_timeout, max_retry_after=max_retry_after, stop=stop, on_wait=on_wait
+            store, limit, request_timeout=request_timeout, max_retry_after=max_retry_after, stop=stop, on_wait=on_wait,
+            precedence=precedence,
         )  # fmt: skip
 
     def slot(self, *, is_probe: bool = False) -> Slot:
@@ -757,6 +767,7 @@ class Pacer:
             self.on_wait(admission.reason, admission.wait_seconds)
         # Not in one piece: a place can be given back early, and a clock that was set must not make the wait endless.
         seconds = min(admission.wait_seconds, _LONGEST_SLEEP) + random.uniform(0.0, 0.002)
+        seconds += self._behind if admission.reason == "window" else 0.0
         started = time.monotonic()
         await sleep_or_stop(seconds, self.stop)
         slept = time.monotonic() - started

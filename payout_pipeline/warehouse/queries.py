@@ -333,6 +333,12 @@ def coverage(session: Session, place: Place) -> Coverage:
     return Coverage(**row, view_exists=place.view is not None, sql=sql)
 
 
+def view_rows(session: Session, view: QualifiedName) -> int:
+    """The rows of the truth view."""
+    found = session.rows(statement("view_counts", view=view), doing=f"counting the rows of {view}")[0]
+    return int(found["view_rows"])
+
+
 @dataclass(frozen=True, slots=True)
 class SettledPnl:
     """Settled P&L as the user's view has it.
