@@ -102,3 +102,45 @@ def test_what_is_loaded_before_the_fork_starts_no_engine_and_no_threads_of_its_o
         [sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120
     )
     assert ended.returncode == 0, ended.stderr
+
+
+def test_events_of_a_process_and_of_one_forked_from_it_are_all_stored(home: Path) -> None:
+    with dg.DagsterInstance.get() as instance:
+        runs = [dg.materialize([noted], instance=instance).run_id]
+        child = os.fork()
+        if child == 0:
+            try:
+                dg.materialize([noted], instance=instance, run_config={}, tags={"by": "child"})
+                os._exit(0)
+            except BaseException:
+                os._exit(1)
+        runs.append(dg.materialize([noted], instance=instance).run_id)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        seen = {run.run_id: run.tags.get("by") for run in instance.get_runs()}
+        assert set(runs) < set(seen)
+        assert sorted(map(str, seen.values())) == ["None", "None", "child"]
+        for run in seen:
+            assert any(e.dagster_event and e.dagster_event.is_step_success for e in instance.all_logs(run)), run
+
+
+def test_a_connection_is_closed_before_a_fork_and_a_file_that_was_removed_gets_a_new_engine(tmp_path: Path) -> None:
+    path = tmp_path / "some.db"
+    files = own.KeptConnections()
+    engine, is_new = files.engine(str(path), f"sqlite:///{path}")
+    assert is_new
+    with engine.connect() as connection:
+        connection.exec_driver_sql("CREATE TABLE t (x INTEGER)")
+    files.note(str(path))
+    assert files.engine(str(path), f"sqlite:///{path}") == (engine, False)
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        held = [str(entry.resolve()) for entry in Path("/proc/self/fd").iterdir()]
+        os.write(write, b"open" if str(path) in held else b"none")
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(read, 10) == b"none"
+    path.unlink()
+    other, is_new = files.engine(str(path), f"sqlite:///{path}")
+    assert is_new
+    assert other is not engine

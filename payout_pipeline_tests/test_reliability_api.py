@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,35 @@ def test_a7_an_existing_id_that_is_left_out_once_is_not_taken_for_absent(case):
     case.server.faults.add("omit_id", requests=(2, 3))
     case.backfill()
     case.assert_right()
+
+
+@contextmanager
+def mostly_unknown(root: Path) -> Iterator[tuple[Inline, Truth]]:
+    """60 known ids and 200 unknown ones behind them, in batches of 20, one request at a time."""
+    with inline(root, ids=60, GOLDSKY_BATCH_SIZE="20", GOLDSKY_CONCURRENT_REQUESTS="1") as case:
+        unknown = [f"{number:064x}" for number in range(1, 201)]
+        case.ids_file.write_text("\n".join([*case.ids, *unknown]) + "\n")
+        yield case, replace(case.truth, absent=case.truth.absent | set(unknown))
+
+
+def test_a7_absent_ids_are_asked_for_again_as_they_come(tmp_path):
+    with mostly_unknown(tmp_path) as (case, truth):
+        case.backfill()
+        case.assert_right(truth=truth)
+        batches = [[i.removeprefix("0x") for i in entry.ids] for entry in case.server.log.entries if entry.ids]
+        asked = Counter(i for ids in batches for i in ids)
+        assert {i: asked[i] for i in truth.absent} == dict.fromkeys(truth.absent, 2)
+        first, again = (n for n, ids in enumerate(batches) if f"{1:064x}" in ids)
+        assert again - first <= 3, "not all of them at the end"
+
+
+def test_a7_an_id_that_was_left_out_is_found_by_the_second_question_and_then_no_two_answers_are_enough(tmp_path):
+    with mostly_unknown(tmp_path) as (case, truth):
+        case.server.faults.add("omit_id", requests=(2,))
+        case.backfill()
+        case.assert_right(truth=truth)
+        asked = Counter(i.removeprefix("0x") for entry in case.server.log.entries for i in entry.ids)
+        assert min(asked[i] for i in truth.absent) >= 3
 
 
 def test_a7_one_poisoned_id_never_costs_its_neighbours(tmp_path):

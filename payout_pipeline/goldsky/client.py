@@ -148,6 +148,7 @@ class GoldskyClient:
         self._stopped: asyncio.Future[Any] | None = None
         # Of requests, not of batches: while the answer to one is read, another one may be on its way.
         self._in_flight = asyncio.Semaphore(concurrent_requests) if concurrent_requests else contextlib.nullcontext()
+        self._ended: GoldskyPermanentError | None = None  # after it nothing more is sent
 
     @classmethod
     def from_settings(
@@ -443,6 +444,9 @@ class GoldskyClient:
     ) -> _T:
         """One request through the pacer, its answer checked. Raises AnswerFault."""
         async with self._in_flight, self.pacer.slot(is_probe=not patient) as slot:
+            if self._ended is not None:
+                slot.unused = True
+                raise self._ended
             counter.requests += 1
             self.stats.requests += 1
             sent = time.monotonic()
@@ -534,7 +538,8 @@ class GoldskyClient:
     def _final(self, fault: Fault, counter: _Counter) -> Exception:
         """The exception that ends a run by a fault."""
         if fault.kind is FaultKind.PERMANENT:
-            return GoldskyPermanentError(fault.message)
+            self._ended = GoldskyPermanentError(fault.message)
+            return self._ended
         if fault.kind is FaultKind.REPIN:
             return SnapshotGoneError(fault.message, history_not_kept=fault.history_not_kept)
         times = f" ({counter.requests} requests)" if counter.requests > 1 else ""

@@ -775,8 +775,8 @@ class Pacer:
         self.stats.wait_seconds += slept
         self.stats.seconds_by_reason[kind] = self.stats.seconds_by_reason.get(kind, 0.0) + slept
 
-    async def _finish(self, name: str, *, answered: bool, solo: bool) -> None:
-        await self._use(lambda tx: finish(tx, name, answered=answered, solo=solo))
+    async def _finish(self, name: str, *, answered: bool, solo: bool, unused: bool) -> None:
+        await self._use(lambda tx: give_back(tx, name) if unused else finish(tx, name, answered=answered, solo=solo))
 
 
 @lru_cache(maxsize=4)
@@ -787,12 +787,13 @@ def _owner_cached(pid: int) -> str:
 class Slot:
     """One place in the window, from admission to the end of the request."""
 
-    __slots__ = ("_is_probe", "_name", "_pacer", "_solo", "answered")
+    __slots__ = ("_is_probe", "_name", "_pacer", "_solo", "answered", "unused")
 
     def __init__(self, pacer: Pacer, is_probe: bool) -> None:
         self._pacer, self._is_probe = pacer, is_probe
         self._name, self._solo = "", False
         self.answered = False  # an error of the server is an answer too
+        self.unused = False  # nothing was sent after all
 
     async def __aenter__(self) -> Slot:
         self._name, self._solo = await self._pacer._acquire(self._is_probe)
@@ -802,7 +803,7 @@ class Slot:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         finishing: Awaitable[None] = self._pacer._finish(
-            self._name, answered=exc is None or self.answered, solo=self._solo
+            self._name, answered=exc is None or self.answered, solo=self._solo, unused=self.unused
         )
         if exc_type is not None and issubclass(exc_type, asyncio.CancelledError) and self._pacer.store.blocking:
             await asyncio.shield(asyncio.ensure_future(finishing))
