@@ -129,6 +129,16 @@ class Run:
         return sum(1 for entry in self.report.batches if entry[1] <= end)
 
 
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One run of ``benchmarks.work``: seconds of all of it, and (wall, CPU) of each part."""
+
+    wall: float
+    cpu: float
+    parts: dict[str, list[float]]
+    wrong: str
+
+
 class Harness:
     """Everything below one directory; use as a context manager."""
 
@@ -389,6 +399,26 @@ class Harness:
         if found["rows"] != expected["resolved"] + expected["unresolved"]:
             raise RuntimeError(f"the bare loop got {found['rows']} rows, not {expected}")
         return found
+
+    def work(self) -> Work:
+        """The work alone, in one process that has loaded everything; judged by the stored rows like a backfill."""
+        runtime = self._fresh("work")
+        ended = subprocess.run(
+            [str(self.python), "-m", "benchmarks.work"],
+            env=self._env(runtime, {}),
+            cwd=self.root,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        if ended.returncode != 0:
+            raise RuntimeError(f"benchmarks.work failed:\n{ended.stderr[-2000:]}")
+        found = json.loads(ended.stdout)
+        wrong = self._verify(runtime) or ", ".join(found["failed"])
+        if not wrong:
+            shutil.rmtree(runtime, ignore_errors=True)
+        return Work(found["wall"], found["cpu"], found["parts"], wrong)
 
     def seconds(self, command: Sequence[str]) -> float:
         """Wall seconds of a command that has to succeed."""

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SLICE_ROWS = 25_000
+SLICE_ROWS = 50_000
 SAMPLE = 20
 _DELETE_IDS = 1_000
 _UNKNOWN_TIME = -1
