@@ -49,6 +49,7 @@ USERS: dict[str, dict[str, Any]] = {
         "deny": ("INSERT", "CREATE", "ALTER", "DROP", "DELETE", "TRUNCATE"),
         "readonly": 1,
     },
+    "o'dd üser": {"password": "p:ä/ß%25+&?#@ \\'\"", "deny": ()},
     "ingester": {"password": "ingest-pass", "deny": ("CREATE VIEW", "CREATE OR REPLACE VIEW", "DELETE")},
 }
 _NAMES = {

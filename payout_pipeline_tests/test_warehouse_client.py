@@ -9,6 +9,7 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pyarrow as pa
 import pytest
@@ -22,7 +23,7 @@ from payout_pipeline.settings import load_settings
 from payout_pipeline.warehouse.client import Server, Warehouse, clickhouse_type, server_of, with_patience
 from payout_pipeline.warehouse.faults import TRANSIENT_CODES, ClickHouseRefusedError, Kind, classify
 from payout_pipeline.warehouse.identifiers import QualifiedName
-from payout_pipeline_tests.clickhouse_front import Faults, Front, running
+from payout_pipeline_tests.clickhouse_front import USERS, Faults, Front, running
 from payout_pipeline_tests.warehouse_fixtures import WRITER, World
 
 CANARY = "c4nary-pässword/+=&?"
@@ -377,6 +378,18 @@ def test_a_read_only_user_can_read(http_world: World) -> None:
         assert session.scalar(f"SELECT count() FROM {http_world.database}.t", doing="reading") == 0
         with pytest.raises(ClickHouseRefusedError, match="code 164"):
             session.command(f"INSERT INTO {http_world.database}.t VALUES (1)", doing="writing")
+
+
+@pytest.mark.parametrize("in_the_url", [False, True])
+def test_user_and_password_may_have_any_characters(clickhouse_front: Front, tmp_path: Path, in_the_url: bool) -> None:
+    user, password = "o'dd üser", USERS["o'dd üser"]["password"]
+    more = {"clickhouse_host": clickhouse_front.url, "clickhouse_user": user, "clickhouse_password": password}
+    if in_the_url:
+        login = f"{quote(user, safe='')}:{quote(password, safe='')}"
+        more = {"clickhouse_host": clickhouse_front.url.replace("//", f"//{login}@")}
+    with connect(tmp_path, **more).session("x") as session:
+        session.scalar("SELECT 46 AS n", doing="testing")
+    assert clickhouse_front.counters().statements[-1]["user"] == user
 
 
 NASTY = ["'", "\\", "'; DROP TABLE t; --", "{x:String}", "a\tb\nc", "%27", "\\'", "\x00", "é€😀", "{{", "')"]
