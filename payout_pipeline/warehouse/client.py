@@ -341,9 +341,9 @@ class Session:
         return with_patience(run, self._wait if wait_seconds is None else wait_seconds, doing, self.address)
 
 
-def _whole(body: Any) -> bytes:
+def _whole(answer: Any) -> bytes:
     """An answer as it came, unless the server failed in the middle of it: that comes with status 200 as well."""
-    body = bytes(body)
+    body = bytes(answer)
     if body.endswith(_TAGGED_END) and (said := _TAGGED_ERROR.search(body[-_LONGEST_ERROR:])) is not None:
         raise _server_error(said[2])
     return body
