@@ -97,13 +97,13 @@ class Host(Engine):
 
     def _written(self, sql: str, fmt: str, request: dict[str, Any], table: str, path: str) -> bytes:
         self._lines(f"DETACH TABLE {table} SYNC")
+        self._lines(f"ATTACH TABLE {table} AS NOT REPLICATED")
         try:
-            self._lines(f"ATTACH TABLE {table} AS NOT REPLICATED")
             with contextlib.suppress(Exception):  # what was written before is not in Keeper
                 self._lines(f"SYSTEM DROP REPLICA '{self._replica}' FROM ZKPATH '{path}'")
             result = super().execute(sql, fmt, **request)
-            self._lines(f"DETACH TABLE {table} SYNC")
         finally:
+            self._lines(f"DETACH TABLE {table} SYNC")
             self._lines(f"ATTACH TABLE {table} AS REPLICATED")
         for peer in self._peers:
             self._send(peer, sql, request)
