@@ -123,8 +123,8 @@ def _runtime(settings: Settings, worklist: Worklist | None) -> Iterator[Finding]
         return
     free = shutil.disk_usage(there).free
     need = max(_BYTES_AT_LEAST, (worklist.ids or 0 if worklist else 0) * _BYTES_PER_ID)
-    state = "writable" if path.exists() else "will be made"
-    text = f"{path} is {state}; {free / 1e9:,.1f} GB free, a run needs up to {need / 1e9:,.1f} GB"
+    state = "is writable" if path.exists() else "will be made"
+    text = f"{path} {state}; {free / 1e9:,.1f} GB free, a run needs up to {need / 1e9:,.1f} GB"
     if free < need:
         yield Finding("runtime", "problem", text, "Free some space, or set PAYOUT_RUNTIME_DIR to a larger disk.")
         return
@@ -363,7 +363,7 @@ def _warehouse(settings: Settings) -> Warehouse | None:
 
 
 def _tables(session: Session, settings: Settings) -> Iterator[Finding]:
-    from payout_pipeline.warehouse.schema import ID_COLUMNS, check_target, inspect_table
+    from payout_pipeline.warehouse.schema import ID_COLUMNS, check_target, check_view_place, inspect_table
 
     name = QualifiedName.parse(settings.target_table)
     target = inspect_table(session, name)
@@ -376,6 +376,10 @@ def _tables(session: Session, settings: Settings) -> Iterator[Finding]:
             yield Finding("clickhouse", "ok", f"target {name} ({target.engine}) can hold the vectors: {types}")
         except PayoutPipelineError as fault:
             yield _fault("clickhouse", fault)
+    try:
+        check_view_place(session, settings)
+    except PayoutPipelineError as fault:
+        yield _fault("clickhouse", fault)
     embedded = "; embedded, a run creates it empty" if session.embedded else ""
     for variable, text, level in (
         ("PAYOUT_MARKET_RESOLUTIONS_TABLE", settings.market_resolutions_table, "problem"),

@@ -49,15 +49,17 @@ USERS: dict[str, dict[str, Any]] = {
         "deny": ("INSERT", "CREATE", "ALTER", "DROP", "DELETE", "TRUNCATE"),
         "readonly": 1,
     },
+    "o'dd üser": {"password": "p:ä/ß%25+&?#@ \\'\"", "deny": ()},
     "ingester": {"password": "ingest-pass", "deny": ("CREATE VIEW", "CREATE OR REPLACE VIEW", "DELETE")},
 }
 _NAMES = {
     60: "UNKNOWN_TABLE", 81: "UNKNOWN_DATABASE", 159: "TIMEOUT_EXCEEDED", 164: "READONLY", 202: "TOO_MANY_SIMULTANEOUS_QUERIES",
     209: "SOCKET_TIMEOUT", 210: "NETWORK_ERROR", 241: "MEMORY_LIMIT_EXCEEDED", 252: "TOO_MANY_PARTS", 497: "ACCESS_DENIED",
-    516: "AUTHENTICATION_FAILED", 999: "KEEPER_EXCEPTION",
+    516: "AUTHENTICATION_FAILED", 701: "CLUSTER_DOESNT_EXIST", 999: "KEEPER_EXCEPTION",
 }  # fmt: skip
 _STATUS = {60: 404, 81: 404, 497: 403, 516: 403, 194: 401, 164: 500, 62: 400, 47: 400, 46: 404}
 _INSERT_DATA = re.compile(rb"\A\s*(INSERT\s+INTO\s+.*?\bFORMAT\s+(\w+))[ \t]*(?:\r?\n|\Z)", re.IGNORECASE | re.DOTALL)
+_TAG = "rumfyutuqkncbgau"
 # Parameters of a request that are no settings of the engine.
 _TRANSPORT = {
     "query", "database", "query_id", "session_id", "compress", "decompress", "wait_end_of_query", "buffer_size", "user",
@@ -70,7 +72,9 @@ _TRANSPORT = {
 class Faults:
     """What goes wrong. ``matching`` (a regular expression on the statement) limits each to some statements.
 
-    ``code``/``http_status`` answer the next ``times`` requests with an error; ``half`` sends half of the answer;
+    ``code``/``http_status`` answer the next ``times`` requests with an error (200 and a code: the error is in the headers
+    only, as where progress was sent before); ``midstream`` sends the error of ``code`` behind half of a whole answer of
+    status 200, "tagged" as servers do from 25.11 on or "plain" as before; ``half`` sends half of the answer;
     ``lose_answer`` executes the statement and closes the connection; ``hang`` accepts and never answers; ``reset``
     closes before executing; ``delay`` seconds pass before each answer; ``drop_rows`` stores nothing and says it did.
     """
@@ -80,6 +84,8 @@ class Faults:
     code: int = 0
     message: str = ""
     http_status: int = 0
+    location: str = ""
+    midstream: str = ""
     half: bool = False
     lose_answer: bool = False
     hang: bool = False
@@ -101,6 +107,7 @@ class Engine:
     """One chDB engine; a connection at a time for each database and set of settings, so that none leak into another."""
 
     def __init__(self, path: str) -> None:
+        """``path`` may be followed by the engine's own arguments, ``?config-file=…``."""
         import chdb
 
         self._chdb = chdb
@@ -194,6 +201,11 @@ class State:
         return None
 
 
+def _exception(fault: Faults) -> str:
+    name = _NAMES.get(fault.code, "INJECTED")
+    return f"Code: {fault.code}. DB::Exception: {fault.message or 'injected'} ({name}) (version 26.9.2.1)"
+
+
 def _decompress(body: bytes, encoding: str) -> bytes:
     if encoding in ("", "identity"):
         return body
@@ -218,6 +230,10 @@ def _compress(body: bytes, accepted: str) -> tuple[bytes, str]:
             import lz4.frame
 
             return bytes(lz4.frame.compress(body)), "lz4"
+        if encoding == "zstd":
+            import backports.zstd as zstd
+
+            return bytes(zstd.compress(body)), "zstd"
         if encoding == "gzip":
             return gzip.compress(body, 1), "gzip"
         if encoding == "deflate":
@@ -296,6 +312,7 @@ class Handler(BaseHTTPRequestHandler):
                     "settings": request["settings"],
                     "log_comment": request["log_comment"],
                     "query_id": request["query_id"],
+                    "session_id": request["session_id"],
                 }
             )
         fault = state.next_fault(sql)
@@ -306,13 +323,13 @@ class Handler(BaseHTTPRequestHandler):
             if fault.reset:
                 self._drop()
                 return
-            if fault.code:
-                message = fault.message or "injected"
-                name = _NAMES.get(fault.code, "INJECTED")
-                self._refuse(fault.code, f"Code: {fault.code}. DB::Exception: {message} ({name}) (version 26.9.2.1)")
+            if fault.code and not fault.midstream:
+                self._refuse(fault.code, _exception(fault), fault.http_status)
                 return
             if fault.http_status:
-                self._answer(fault.http_status, b"<html><body>Bad gateway</body></html>", {"Content-Type": "text/html"})
+                where = {"Location": fault.location} if fault.location else {}
+                page = b"<html><body>Bad gateway</body></html>"
+                self._answer(fault.http_status, page, {"Content-Type": "text/html", **where})
                 return
         try:
             self._check_rights(request)
@@ -339,6 +356,13 @@ class Handler(BaseHTTPRequestHandler):
             result, encoding = _compress(result, self.headers.get("Accept-Encoding", ""))
             if encoding:
                 headers["Content-Encoding"] = encoding
+        if fault is not None and fault.midstream:
+            error = _exception(fault)
+            if fault.midstream == "tagged":
+                error = f"\r\n__exception__\r\n{_TAG}\r\n{error}\n{len(error)} {_TAG}\r\n__exception__\r\n"
+                headers["X-ClickHouse-Exception-Tag"] = _TAG
+            self._answer(200, result[: len(result) // 2] + error.encode(), headers)
+            return
         if fault is not None and fault.half:
             self.send_response(200)
             for key, value in headers.items():
@@ -351,9 +375,9 @@ class Handler(BaseHTTPRequestHandler):
             return
         self._answer(200, result, headers)
 
-    def _refuse(self, code: int, text: str) -> None:
+    def _refuse(self, code: int, text: str, status: int = 0) -> None:
         self._answer(
-            _STATUS.get(code, 500),
+            status or _STATUS.get(code, 500),
             text.encode(),
             {"X-ClickHouse-Exception-Code": str(code), "Content-Type": "text/plain; charset=UTF-8"},
         )
@@ -401,6 +425,7 @@ class Handler(BaseHTTPRequestHandler):
             "settings": {k: v for k, v in url.items() if k not in _TRANSPORT and not k.startswith("param_")},
             "compress": values.get("enable_http_compression") == "1",
             "query_id": values.get("query_id", ""),
+            "session_id": values.get("session_id", ""),
             "log_comment": values.get("log_comment", ""),
         }
 
@@ -463,9 +488,9 @@ def _multipart(content_type: str, body: bytes) -> tuple[dict[str, str], dict[str
     return fields, files
 
 
-def serve(path: str, port: int, tls: tuple[str, str] | None) -> None:
+def serve(engine: Engine, port: int, tls: tuple[str, str] | None) -> None:
     """Serve until SIGTERM; prints the URL once it listens."""
-    state = State(Engine(path))
+    state = State(engine)
     handler = type("BoundHandler", (Handler,), {"state": state})
     server = ThreadingHTTPServer(("127.0.0.1", port), handler)
     server.daemon_threads = True
@@ -482,10 +507,15 @@ def serve(path: str, port: int, tls: tuple[str, str] | None) -> None:
 
 @dataclass
 class Front:
-    """A running front, for tests. ``stop``/``start`` keep path and port, so that clients see an outage."""
+    """A running front, for tests. ``stop``/``start`` keep path and port, so that clients see an outage.
+
+    ``replica`` makes it a host of the cluster of ``clickhouse_cluster.py``, which sends on to ``peers``.
+    """
 
     path: Path
     tls: tuple[str, str] | None = None
+    replica: str = ""
+    peers: tuple[str, ...] = ()
     port: int = 0
     url: str = ""
     _process: subprocess.Popen[str] | None = None
@@ -495,6 +525,8 @@ class Front:
         command += ["--port", str(self.port)]
         if self.tls:
             command += ["--tls", *self.tls]
+        if self.replica:
+            command += ["--replica", self.replica, "--peers", *self.peers]
         root = Path(__file__).resolve().parent.parent
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root)
         killer = threading.Timer(60, self._process.kill)
@@ -552,9 +584,20 @@ def main() -> None:
     parser.add_argument("--path", required=True)
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--tls", nargs=2, metavar=("CERT", "KEY"))
+    parser.add_argument("--replica", help="be this host of the cluster of clickhouse_cluster.py")
+    parser.add_argument("--peers", nargs="*", default=[], metavar="URL")
     arguments = parser.parse_args()
-    serve(unquote(arguments.path), arguments.port, tuple(arguments.tls) if arguments.tls else None)
+    path = unquote(arguments.path)
+    if arguments.replica:
+        from payout_pipeline_tests.clickhouse_cluster import Host
+
+        engine: Engine = Host(path, arguments.replica, arguments.peers)
+    else:
+        engine = Engine(path)
+    serve(engine, arguments.port, tuple(arguments.tls) if arguments.tls else None)
 
 
 if __name__ == "__main__":
+    from payout_pipeline_tests.clickhouse_front import main  # the classes of the module, not those of __main__
+
     main()

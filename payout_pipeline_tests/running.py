@@ -55,6 +55,13 @@ class Place:
         """``payout-pipeline`` with these arguments, to its end."""
         return self._run([sys.executable, "-m", "payout_pipeline.cli", *arguments], timeout, extra)
 
+    def _sql(self, statement: str) -> str:
+        """What a statement puts out. chDB complains on the error output where a machine has no cgroups."""
+        command = [sys.executable, "-m", "payout_pipeline.cli", "sql", statement, "--format", "JSONEachRow"]
+        done = self._run(command, 120, {}, stderr=subprocess.PIPE)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
     def start(self, *arguments: str, **extra: str) -> subprocess.Popen[str]:
         """``payout-pipeline`` in the background, in a process group of its own."""
         return subprocess.Popen(
@@ -75,13 +82,15 @@ class Place:
         command += ["--partition", partition] if partition else []
         return self._run(command, timeout, extra)
 
-    def _run(self, command: list[str], timeout: float, extra: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    def _run(
+        self, command: list[str], timeout: float, extra: Mapping[str, str], *, stderr: int = subprocess.STDOUT
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             command,
             cwd=self.directory,
             env={**self.environment, **extra},
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=stderr,
             text=True,
             timeout=timeout,
             check=False,
@@ -89,9 +98,7 @@ class Place:
 
     def query(self, statement: str) -> list[dict[str, Any]]:
         """Rows of ``payout-pipeline sql``."""
-        done = self.run("sql", statement, "--format", "JSONEachRow")
-        assert done.returncode == 0, done.stdout
-        return [json.loads(line) for line in done.stdout.splitlines() if line]
+        return [json.loads(line) for line in self._sql(statement).splitlines() if line]
 
     def stored(self, table: str = "default.resolutions_external_ingest") -> Counter[tuple[str, tuple[int, ...], int]]:
         """Every raw row of the table, duplicates counted."""

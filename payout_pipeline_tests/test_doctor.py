@@ -181,6 +181,15 @@ def test_a_server_has_its_version_tables_and_missing_user_tables_named(settings:
     assert not (Path(there.runtime_dir)).exists()
 
 
+def test_a_table_in_the_views_place_is_a_problem(settings: Settings, http_world: World) -> None:
+    fields = ("clickhouse_host", "clickhouse_user", "clickhouse_password", "target_table", "truth_view")
+    there = settings.model_copy(update={field: getattr(http_world.settings, field) for field in fields})
+    http_world.run("CREATE TABLE {db}_clean.vw_resolutions_truth (n UInt8) ENGINE = MergeTree ORDER BY n")
+    found = [f for f in examine(there) if f.text.startswith("PAYOUT_TRUTH_VIEW")]
+    assert [f.level for f in found] == ["problem"]
+    assert "RENAME TABLE" in found[0].repair
+
+
 def test_a_wrong_password_is_one_problem_without_the_password(settings: Settings, http_world: World) -> None:
     from pydantic import SecretStr
 

@@ -683,6 +683,56 @@ def test_the_proxy_of_the_environment_is_used_and_no_netrc(tmp_path: Path, monke
     assert "Authorization" not in asked[0].headers
 
 
+def test_an_https_proxy_is_a_tunnel_that_sees_no_token_and_changes_no_certificate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ssl
+
+    import trustme
+
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("subgraph.example").configure_cert(context)
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    handler, asked = answering(404, "here")
+    heads: list[bytes] = []
+
+    async def main() -> None:
+        async with odd_server(handler, ssl_context=context) as url:
+            port = int(re.search(r":(\d+)/", url)[1])
+
+            async def pipe(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+                with contextlib.suppress(ConnectionError):
+                    while part := await source.read(65536):
+                        heads.append(part)
+                        sink.write(part)
+                        await sink.drain()
+                sink.close()
+
+            async def tunnel(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                heads.append(await reader.readuntil(b"\r\n\r\n"))
+                far_reader, far_writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+                await asyncio.gather(pipe(reader, far_writer), pipe(far_reader, writer))
+
+            proxy = await asyncio.start_server(tunnel, "127.0.0.1", 0)
+            monkeypatch.setenv("https_proxy", f"http://user:proxy-pass-9@127.0.0.1:{proxy.sockets[0].getsockname()[1]}")
+            monkeypatch.delenv("no_proxy", raising=False)
+            with pytest.raises(GoldskyPermanentError, match="404"):
+                await probe_of("https://subgraph.example/a/gn", tmp_path, token=CANARY, tls=trusting)
+            for host, tls in (("another.example", trusting), ("subgraph.example", None)):
+                with pytest.raises(GoldskyPermanentError, match="certificate"):
+                    await probe_of(f"https://{host}/a/gn", tmp_path, token=CANARY, tls=tls)
+            proxy.close()
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+    assert [request.headers["Authorization"] for request in asked] == [f"Bearer {CANARY}"]
+    assert heads[0].startswith(b"CONNECT subgraph.example:443 ")
+    assert b"Proxy-Authorization: Basic" in heads[0]
+    assert not any(CANARY.encode() in part for part in heads)
+
+
 def test_an_endless_answer_is_not_read_to_its_end(tmp_path: Path) -> None:
     async def handler(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()

@@ -5,11 +5,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
-import os
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,15 +15,20 @@ from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import pandas
 import pytest
 
 from payout_pipeline.subgraph.chain import Chain
 from payout_pipeline.subgraph.decimals import integer_vector
-from payout_pipeline.subgraph.server import SubgraphServer
-from payout_pipeline.subgraph.store import ConditionRow
-from payout_pipeline_tests.graph_node.node import ROOM, GraphNode, query
+from payout_pipeline.subgraph.server import SubgraphConfig, SubgraphServer
+from payout_pipeline.subgraph.store import ConditionRow, ConditionStore
+from payout_pipeline.warehouse.identifiers import QualifiedName
+from payout_pipeline.warehouse.statements import statement
+from payout_pipeline_tests.clickhouse_front import running
+from payout_pipeline_tests.graph_node.node import ROOM, SUBGRAPHS, GraphNode, query
+from payout_pipeline_tests.running import Place
 from payout_pipeline_tests.subgraph_conformance import (
     CASES,
     HEAD,
@@ -40,6 +43,7 @@ from payout_pipeline_tests.subgraph_conformance import (
     normalised,
 )
 from payout_pipeline_tests.test_subgraph_conformance import send, serve
+from payout_pipeline_tests.warehouse_fixtures import WRITER
 
 pytestmark = [
     pytest.mark.graph_node,
@@ -49,6 +53,7 @@ pytestmark = [
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 JSON = {"Content-Type": "application/json"}
+LOCAL_SCHEMAS = {"positions": "payouts", "pnl": "numerators"}
 
 
 @pytest.fixture(scope="module")
@@ -112,10 +117,9 @@ def test_the_pnl_schema_answers_as_graph_node_does(
 def test_the_head_is_in_a_header_on_both(node: GraphNode, positions: SubgraphServer) -> None:
     heads = []
     for url in (node.url("positions"), positions.url):
-        body = json.dumps({"query": "{conditions(first:1){id}}"})
-        command = ["curl", "-sS", "-D", "-", "-o", os.devnull, "-H", "Content-Type: application/json", "-d", body, url]
-        shown = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
-        heads += [json.loads(line.split(":", 1)[1]) for line in shown.splitlines() if line.startswith("graph-indexed")]
+        body = json.dumps({"query": "{conditions(first:1){id}}"}).encode()
+        with urlopen(Request(url, body, JSON), timeout=30) as response:
+            heads.append(json.loads(response.headers["graph-indexed"]))
     expected = {"hash": Chain.block_hash(HEAD), "number": HEAD, "timestamp": chain().timestamp(HEAD)}
     assert heads == [expected, expected]
 
@@ -212,52 +216,71 @@ def filled_node(tmp_path_factory: pytest.TempPathFactory, real_data: RealData) -
         yield running
 
 
-def pipeline(runtime: Path, endpoint: str, ids: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """One command of the command line, with nothing of the caller's own configuration."""
-    ours = ("CLICKHOUSE_", "GOLDSKY_", "PAYOUT_", "DAGSTER_", "CONDITION_IDS_FILE")
-    environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith(ours)},
-        "DAGSTER_HOME": str(Path(__file__).parents[1]),
-        "PAYOUT_RUNTIME_DIR": str(runtime),
-        "CONDITION_IDS_FILE": str(ids),
-        "GOLDSKY_ENDPOINT": endpoint,
-        "PAYOUT_MIN_UNIQUE_CONDITIONS": "0.36",
-    }
-    command = [sys.executable, "-m", "payout_pipeline.cli", *arguments]
-    return subprocess.run(
-        command, cwd=runtime, env=environment, capture_output=True, text=True, timeout=400, check=False
-    )
+@contextlib.contextmanager
+def warehouse(kind: str, directory: Path) -> Iterator[dict[str, str]]:
+    """The environment of a ClickHouse that is new: the embedded one, or one behind HTTP with the user's table in it."""
+    if kind == "embedded":
+        yield {}
+        return
+    with running(directory / "front") as front:
+        user, password = WRITER
+        create = statement("create_market_resolutions", table=QualifiedName("default", "market_resolutions_final"))
+        headers = {"X-ClickHouse-User": user, "X-ClickHouse-Key": password}
+        with urlopen(Request(front.url, create.encode(), headers), timeout=30):
+            pass
+        login = {"CLICKHOUSE_USER": user, "CLICKHOUSE_PASSWORD": password}
+        yield {"CLICKHOUSE_HOST": front.url, **login, "PAYOUT_PNL_VIEW": ""}
+        assert any(sent["sql"].startswith("INSERT") for sent in front.counters().statements)
 
 
-@pytest.mark.parametrize("schema", ["positions", "pnl"])
-def test_the_whole_backfill_from_graph_node_stores_every_vector(
-    filled_node: GraphNode, real_data: RealData, tmp_path: Path, schema: str
-) -> None:
-    endpoint = filled_node.url(schema)
-    done = pipeline(tmp_path, endpoint, real_data.ids, "backfill")
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
+@contextlib.contextmanager
+def local(real_data: RealData, chain: Chain, schema: str) -> Iterator[str]:
+    store = ConditionStore.from_rows(real_data.rows)
+    with SubgraphServer(SubgraphConfig(store=store, chain=chain, schema=LOCAL_SCHEMAS[schema])) as server:
+        yield server.url
 
-    columns = "condition_id, payout_numerators, payout_denominator, winning_index, source"
-    statement = f"SELECT {columns} FROM default.resolutions_external_ingest"
-    shown = pipeline(tmp_path, endpoint, real_data.ids, "sql", statement, "--format", "JSONCompactEachRow").stdout
-    stored = Counter(
-        (row[0], tuple(map(int, row[1])), int(row[2]), int(row[3]), row[4])
-        for row in map(json.loads, shown.splitlines())
-    )
-    assert stored == Counter(
-        (identity, numerators, denominator, _winner(numerators), "goldsky-api")
-        for identity, (numerators, denominator) in real_data.vectors.items()
-    )
-    view = pipeline(
-        *(tmp_path, endpoint, real_data.ids, "sql"),
-        "SELECT count(), uniqExact(condition_id) FROM cascadian_clean.vw_resolutions_truth",
-        *("--format", "TSV"),
-    )
-    assert view.stdout.split() == [str(len(real_data.vectors))] * 2
 
-    kept = pandas.concat(pandas.read_parquet(path) for path in tmp_path.glob("goldsky_payouts/*/ledger.parquet"))
+def backfill(directory: Path, endpoint: str, kind: str, real_data: RealData) -> Counter[tuple[object, ...]]:
+    """Every raw row that the command stores in a new ClickHouse, after a look at the view and the ledgers."""
+    directory.mkdir()
+    with warehouse(kind, directory) as extra:
+        place = Place(directory, endpoint, real_data.ids, {"PAYOUT_MIN_UNIQUE_CONDITIONS": "0.36", **extra})
+        done = place.run("backfill", timeout=300)
+        assert done.returncode == 0, done.stdout[-6000:]
+        rows = place.query(
+            "SELECT condition_id, payout_numerators AS n, toString(payout_denominator) AS d, winning_index, resolved_at, "
+            "source FROM default.resolutions_external_ingest"
+        )
+        assert place.query(
+            "SELECT count() AS n, uniqExact(condition_id) AS u FROM cascadian_clean.vw_resolutions_truth"
+        ) == [{"n": len(real_data.vectors), "u": len(real_data.vectors)}]
+    kept = pandas.concat(pandas.read_parquet(path) for path in place.runtime.glob("goldsky_payouts/*/ledger.parquet"))
     assert Counter(zip(kept["condition_id"], kept["status"], strict=True)) == Counter(real_data.statuses.items())
     assert set(kept["block_number"]) == {50}
+    return Counter(
+        (r["condition_id"], tuple(map(int, r["n"])), int(r["d"]), r["winning_index"], r["resolved_at"], r["source"])
+        for r in rows
+    )
+
+
+@pytest.mark.timeout(900)
+def test_one_backfill_stores_the_same_rows_from_both_subgraphs_with_both_schemas_embedded_and_over_http(
+    filled_node: GraphNode, real_data: RealData, tmp_path: Path
+) -> None:
+    stored = {}
+    for schema in SUBGRAPHS:
+        with local(real_data, filled_node.chain, schema) as local_url:
+            for origin, endpoint in (("graph-node", filled_node.url(schema)), ("local", local_url)):
+                for kind in ("embedded", "http"):
+                    one = (schema, origin, kind)
+                    stored[one] = backfill(tmp_path / "-".join(one), endpoint, kind, real_data)
+    truth = Counter(
+        (identity, numerators, denominator, _winner(numerators), None, "goldsky-api")
+        for identity, (numerators, denominator) in real_data.vectors.items()
+    )
+    assert len(truth) == 11_927
+    assert {one: rows == truth for one, rows in stored.items()} == dict.fromkeys(stored, True)
+    assert len(stored) == 8
 
 
 def _winner(numerators: tuple[int, ...]) -> int:

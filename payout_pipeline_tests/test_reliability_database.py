@@ -14,6 +14,7 @@ from payout_pipeline.errors import (
     WarehouseSchemaError,
     WarehouseUnavailableError,
 )
+from payout_pipeline.ingest import ingest_worker
 from payout_pipeline.truth import rebuild_truth
 from payout_pipeline_tests.chaos.fixtures import case, nursery, served  # noqa: F401
 from payout_pipeline_tests.chaos.inline import inline
@@ -109,6 +110,26 @@ def test_c5_a_table_of_other_types_is_found_before_the_first_request_with_the_dd
         with pytest.raises(WarehouseSchemaError, match=r"CREATE TABLE|ALTER TABLE"):
             place.fetch()
         assert len(place.server.log) == 0
+
+
+def test_c5_a_table_in_the_views_place_is_found_before_the_first_request_and_kept(tmp_path, served):  # noqa: F811
+    served.ask("CREATE TABLE {db}.vw_resolutions_truth ENGINE = MergeTree ORDER BY n AS SELECT 1 AS n")
+    with inline(tmp_path, **served.env) as place:
+        with pytest.raises(WarehouseSchemaError, match="PAYOUT_TRUTH_VIEW"):
+            place.fetch()
+        assert len(place.server.log) == 0
+    assert served.ask("SELECT n FROM {db}.vw_resolutions_truth") == b"1\n"
+
+
+def test_every_insert_of_a_run_is_synchronous_and_names_run_and_asset(tmp_path, served):  # noqa: F811
+    with inline(tmp_path, **served.env) as place:
+        place.fetch()
+        ingest_worker(place.settings, 1, log=place.log, run_id="run-1234")
+    inserts = [s for s in served.front.counters().statements if s["sql"].startswith(f"INSERT INTO `{served.database}`")]
+    assert inserts
+    for sent in inserts:
+        assert sent["settings"]["async_insert"] == "0"
+        assert "resolutions_external_ingest worker_1_of_1 run run-1234" in sent["log_comment"]
 
 
 def test_c7_a_user_who_may_not_create_views_ingests_and_only_the_view_fails(tmp_path, served):  # noqa: F811

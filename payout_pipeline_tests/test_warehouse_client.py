@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pyarrow as pa
 import pytest
@@ -20,7 +23,7 @@ from payout_pipeline.settings import load_settings
 from payout_pipeline.warehouse.client import Server, Warehouse, clickhouse_type, server_of, with_patience
 from payout_pipeline.warehouse.faults import TRANSIENT_CODES, ClickHouseRefusedError, Kind, classify
 from payout_pipeline.warehouse.identifiers import QualifiedName
-from payout_pipeline_tests.clickhouse_front import Faults, Front, running
+from payout_pipeline_tests.clickhouse_front import USERS, Faults, Front, running
 from payout_pipeline_tests.warehouse_fixtures import WRITER, World
 
 CANARY = "c4nary-pässword/+=&?"
@@ -223,6 +226,104 @@ def test_c1_an_answer_that_breaks_off_is_asked_again(http_world: World, fault: d
         assert [row["number"] for row in rows] == list(range(1000))
 
 
+def test_an_error_that_is_in_the_headers_of_an_answer_of_200_is_one(http_world: World) -> None:
+    """As where the server has sent progress before it failed."""
+    world, db = http_world, http_world.database
+    world.run("CREATE TABLE {db}.t (n UInt64) ENGINE = MergeTree ORDER BY n")
+    batch = pa.record_batch({"n": pa.array([1], pa.uint64())})
+    with world.session() as session:
+        statements: dict[str, Callable[[], object]] = {
+            "SELECT 44": lambda: session.scalar("SELECT 44 AS n", doing="testing"),
+            "CREATE TABLE": lambda: session.command(f"CREATE TABLE {db}.u (n UInt8) ENGINE = Memory", doing="testing"),
+            "INSERT INTO": lambda: session.insert_once(QualifiedName(db, "t"), batch, token="a", doing="testing"),
+        }
+        for matching, run in statements.items():
+            world.front.faults(Faults(matching=matching, times=1, code=497, http_status=200))
+            with pytest.raises(ClickHouseRefusedError, match="testing: code 497"):
+                run()
+    assert world.read("SELECT n FROM {db}.t") == {}
+
+
+@pytest.mark.parametrize("form", ["tagged", "plain"])
+@pytest.mark.parametrize("code", [159, 395])
+def test_an_error_in_the_middle_of_an_answer_is_told_by_its_code(http_world: World, form: str, code: int) -> None:
+    fault = Faults(matching="SELECT number", times=1, code=code, midstream=form, message="halfway")
+    with http_world.session() as session:
+        http_world.front.faults(fault)
+        sql = "SELECT number FROM numbers(200000)"
+        if code in TRANSIENT_CODES:
+            before = http_world.front.counters().requests
+            assert len(session.rows(sql, doing="testing")) == 200_000
+            assert http_world.front.counters().requests == before + 2
+        else:
+            with pytest.raises(ClickHouseRefusedError, match=r"testing: code 395 .*halfway"):
+                session.rows(sql, doing="testing")
+
+
+def test_an_error_in_the_middle_of_a_text_is_no_part_of_the_text(http_world: World) -> None:
+    with http_world.session() as session:
+        http_world.front.faults(Faults(matching="SELECT number", times=1, code=395, midstream="tagged"))
+        with pytest.raises(ClickHouseRefusedError, match="testing: code 395"):
+            session.text("SELECT number FROM numbers(1000)", doing="testing", fmt="TSV")
+        # What only looks like one is the user's data.
+        text = "Code: 395. DB::Exception: x\r\n__exception__\r\nab"
+        assert session.text("SELECT {t:String}", {"t": text}, doing="testing", fmt="RawBLOB") == text
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_redirect_takes_no_statement_and_no_row_to_another_host(http_world: World, status: int) -> None:
+    got: list[str] = []
+
+    class Elsewhere(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            got.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+
+        do_GET = do_POST  # noqa: N815 - the name that http.server looks for
+
+        def log_message(self, *_arguments: object) -> None:
+            """Silence."""
+
+    world, db = http_world, http_world.database
+    world.run("CREATE TABLE {db}.t (n UInt64) ENGINE = MergeTree ORDER BY n")
+    batch = pa.record_batch({"n": pa.array([1], pa.uint64())})
+    with HTTPServer(("127.0.0.1", 0), Elsewhere) as server, world.session() as session:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        location = f"http://localhost:{server.server_address[1]}/"
+        statements: dict[str, Callable[[], object]] = {
+            "SELECT 45": lambda: session.scalar("SELECT 45 AS n", doing="testing"),
+            "INSERT INTO": lambda: session.insert_once(QualifiedName(db, "t"), batch, token="a", doing="testing"),
+        }
+        for matching, run in statements.items():
+            world.front.faults(Faults(matching=matching, times=9, http_status=status, location=location))
+            with pytest.raises(WarehousePermanentError, match=f"HTTP status {status}"):
+                run()
+        server.shutdown()
+        thread.join()
+    assert got == []
+
+
+@pytest.mark.parametrize("encoding", ["lz4", "zstd", "gzip"])
+def test_the_front_speaks_the_drivers_own_inserts_and_results_in_every_compression(
+    http_world: World, encoding: str
+) -> None:
+    """The pipeline sends Arrow and compresses nothing; the driver's own start of a connection reads Native, compressed."""
+    import clickhouse_connect
+
+    world = http_world
+    world.run("CREATE TABLE {db}.t (a String, n Array(UInt64), d Nullable(DateTime)) ENGINE = MergeTree ORDER BY a")
+    rows = [(f"{number}é", list(range(number % 5)), None) for number in range(2_000)]
+    host, port = "127.0.0.1", world.front.port
+    with clickhouse_connect.get_client(
+        host=host, port=port, username=WRITER[0], password=WRITER[1], compress=encoding, autogenerate_session_id=True
+    ) as driver:
+        driver.insert(f"{world.database}.t", rows, column_names=["a", "n", "d"])
+        found = driver.query(f"SELECT a, n, d FROM {world.database}.t").result_rows
+    assert sorted(found) == sorted(rows)
+
+
 def test_a_server_that_stops_answering_in_the_middle_is_given_up_at_the_deadline(http_world: World) -> None:
     world = http_world.with_settings(clickhouse_wait_seconds=1)
     with world.session() as session:
@@ -264,6 +365,7 @@ def test_inserts_are_synchronous_and_name_run_and_asset(http_world: World) -> No
     assert sent[0]["settings"]["async_insert"] == "0"
     assert sent[0]["settings"]["insert_deduplication_token"] == "a"
     assert sent[0]["log_comment"] == "run r1 asset a1 load worker_1"
+    assert sent[0]["session_id"] == ""  # sessions take turns, and are forgotten by a balancer
     assert world.read("SELECT n FROM {db}.t") == {(1,): 1, (2,): 1}
 
 
@@ -276,6 +378,18 @@ def test_a_read_only_user_can_read(http_world: World) -> None:
         assert session.scalar(f"SELECT count() FROM {http_world.database}.t", doing="reading") == 0
         with pytest.raises(ClickHouseRefusedError, match="code 164"):
             session.command(f"INSERT INTO {http_world.database}.t VALUES (1)", doing="writing")
+
+
+@pytest.mark.parametrize("in_the_url", [False, True])
+def test_user_and_password_may_have_any_characters(clickhouse_front: Front, tmp_path: Path, in_the_url: bool) -> None:
+    user, password = "o'dd üser", USERS["o'dd üser"]["password"]
+    more = {"clickhouse_host": clickhouse_front.url, "clickhouse_user": user, "clickhouse_password": password}
+    if in_the_url:
+        login = f"{quote(user, safe='')}:{quote(password, safe='')}"
+        more = {"clickhouse_host": clickhouse_front.url.replace("//", f"//{login}@")}
+    with connect(tmp_path, **more).session("x") as session:
+        session.scalar("SELECT 46 AS n", doing="testing")
+    assert clickhouse_front.counters().statements[-1]["user"] == user
 
 
 NASTY = ["'", "\\", "'; DROP TABLE t; --", "{x:String}", "a\tb\nc", "%27", "\\'", "\x00", "é€😀", "{{", "')"]

@@ -37,8 +37,7 @@ runtime = sys.argv[1]
 def start(code: str, runtime: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", PREAMBLE + textwrap.dedent(code), str(runtime)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stdout=subprocess.PIPE,  # alone: without cgroups chDB complains on the error output
         text=True,
         cwd=ROOT,
     )

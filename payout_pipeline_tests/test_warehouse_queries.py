@@ -333,11 +333,11 @@ def test_demo_data_never_goes_to_a_server(http_world: World, tmp_path: Path) -> 
         ("SELECT 1 FORMAT JSONEachRow", "Pretty", '{"1":1}\n'),
         ("(SELECT 3)", "CSV", "3\n"),
         ("SHOW DATABASES LIKE 'system'", "CSV", '"system"\n'),
-        ("CREATE TABLE IF NOT EXISTS console_t (n UInt8) ENGINE = Memory", "Pretty", ""),
+        ("CREATE TABLE {db}.t (n UInt8) ENGINE = Memory", "Pretty", ""),
     ],
 )
 def test_the_console_prints_what_clickhouse_answers(world: World, statement: str, fmt: str, expected: str) -> None:
-    assert run_statement(world.settings, statement, fmt) == expected
+    assert run_statement(world.settings, statement.replace("{db}", world.database), fmt) == expected
 
 
 def test_the_console_refuses_nothing_and_a_format_that_is_none(world: World) -> None:

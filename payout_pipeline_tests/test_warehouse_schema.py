@@ -73,6 +73,9 @@ def test_what_a_table_replaces_follows_from_its_engine_and_key(world: World) -> 
         "uint8, plain MergeTree": (False, False),
         "int64, by source": (True, False),
         "uint256, by month": (True, True),
+        "float64, plain MergeTree without fetched_at": (False, False),
+        "uint32, plain MergeTree": (False, False),
+        "uint8, fixed ids": (True, True),
         "float32, replaced by a version of the user's": (False, True),
     }
     found = {}
@@ -118,6 +121,12 @@ def test_c5_a_table_that_cannot_hold_the_vectors_is_refused_with_the_ddl(
     assert f"{verb} COLUMN `{column}` {TARGET_COLUMNS[column]}" in message
     assert "CREATE TABLE" in message
     assert caught.value.exit_code == 1
+
+
+def test_c5_a_target_with_the_ids_of_the_users_table_is_refused_with_the_ddl(world: World) -> None:
+    make(world, "MergeTree ORDER BY condition_id_norm", condition_id=None, condition_id_norm="FixedString(64)")
+    with world.session() as session, pytest.raises(WarehouseSchemaError, match="ADD COLUMN `condition_id` String"):
+        world.target(session)
 
 
 @pytest.mark.parametrize("engine", ["Memory", "Log", "SummingMergeTree ORDER BY condition_id", "Null", "TinyLog"])

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from payout_pipeline.errors import WarehousePermanentError
+from payout_pipeline.errors import ConfigurationError, WarehousePermanentError, WarehouseSchemaError
 from payout_pipeline.warehouse.load import load_rows
 from payout_pipeline.warehouse.schema import ensure_sources
 from payout_pipeline.warehouse.view import rebuild_view
@@ -240,3 +240,27 @@ def test_a_random_mix_of_sources_always_gives_one_row_per_condition(world: World
     assert rows
     assert {count for _, count in rows} == {1}
     assert all(len(name) == 64 and name == name.lower() for name, _ in rows)
+
+
+@pytest.mark.parametrize(
+    "ddl",
+    [
+        "CREATE TABLE {db}_clean.vw_resolutions_truth (n UInt8) ENGINE = MergeTree ORDER BY n",
+        "CREATE MATERIALIZED VIEW {db}_clean.vw_resolutions_truth ENGINE = MergeTree ORDER BY n POPULATE AS SELECT 1 AS n",
+    ],
+)
+def test_a_table_in_the_views_place_is_never_replaced(world: World, ddl: str) -> None:
+    world.run(f"CREATE TABLE {{db}}.market_resolutions_final ({MARKET}")
+    world.run(ddl, "INSERT INTO {db}_clean.vw_resolutions_truth VALUES (7)")
+    before = world.read("SELECT n FROM {db}_clean.vw_resolutions_truth")
+    with world.session() as session, pytest.raises(WarehouseSchemaError, match="no view but a table of engine"):
+        rebuild_view(session, world.settings)
+    assert world.read("SELECT n FROM {db}_clean.vw_resolutions_truth") == before
+    assert (7,) in before
+
+
+@pytest.mark.parametrize("field", ["target_table", "market_resolutions_table", "pnl_view"])
+def test_a_view_with_the_name_of_another_table_of_ours_is_refused(world: World, field: str) -> None:
+    named = world.with_settings(truth_view=getattr(world.settings, field))
+    with named.session() as session, pytest.raises(ConfigurationError, match=f"PAYOUT_{field.upper()} are both"):
+        rebuild_view(session, named.settings)

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import random
+import re
 import threading
 import time
 import uuid
@@ -41,6 +42,12 @@ MAX_STATEMENT_SECONDS = 300.0
 FIRST_CONTACT_SECONDS = 1.5  # a server that never answered is a wrong address rather than an outage
 _CONNECT_SECONDS = 10
 _MAX_PAUSE_SECONDS = 5.0
+
+# An error in the middle of an answer is written behind the data: between tags from 25.11 on, bare before.
+_TAGGED_END = b"\r\n__exception__\r\n"
+_TAGGED_ERROR = re.compile(rb"__exception__\r\n([a-z]{16})\r\n(.*)\n\d+ \1\r\n__exception__\r\n\Z", re.DOTALL)
+_ERROR_AT_THE_END = re.compile(rb"Code: \d+\. DB::Exception: .*\Z", re.DOTALL)
+_LONGEST_ERROR = 1 << 16
 
 # Sent with every statement where the user may set them, so that a profile on the server cannot change what ours mean.
 SESSION_SETTINGS: dict[str, Any] = {
@@ -92,10 +99,15 @@ def server_of(settings: Settings) -> Server | None:
     """The server that the settings name, None in embedded mode.
 
     ``CLICKHOUSE_HOST`` is a host name or a URL such as ``https://host:8443``; the other variables win over its parts.
-    Raises ConfigurationError where the two contradict each other or the URL is no URL.
+    Raises ConfigurationError where the two contradict each other, the URL is no URL, or a cluster is named without a host.
     """
     text = (settings.clickhouse_host or "").strip()
     if not text:
+        if settings.clickhouse_cluster:
+            raise ConfigurationError(
+                "PAYOUT_CLICKHOUSE_CLUSTER is set without CLICKHOUSE_HOST: the embedded database is on no cluster.\n"
+                "To repair it: set CLICKHOUSE_HOST to one host of the cluster, or unset PAYOUT_CLICKHOUSE_CLUSTER."
+            )
         return None
     password = settings.clickhouse_password.get_secret_value() if settings.clickhouse_password else ""
     user, port, secure, host = settings.clickhouse_user, settings.clickhouse_port, settings.clickhouse_secure, text
@@ -180,7 +192,12 @@ class Session:
             body = self._select(sql, dict(parameters or {}), external or {}, "ArrowStream")
             if not body:
                 return pa.table({})
-            return pa.ipc.open_stream(pa.py_buffer(body)).read_all()
+            try:
+                return pa.ipc.open_stream(pa.py_buffer(body)).read_all()
+            except (pa.ArrowInvalid, OSError) as error:
+                if (said := _ERROR_AT_THE_END.search(body[-_LONGEST_ERROR:])) is not None:
+                    raise _server_error(said[0]) from error
+                raise
 
         return self._patiently(run, sql, doing)
 
@@ -293,7 +310,7 @@ class Session:
         self, sql: str, parameters: dict[str, Any], external: Mapping[str, pa.RecordBatch], fmt: str | None
     ) -> bytes:
         if not external:
-            return bytes(self._client.raw_query(sql, parameters=parameters, fmt=fmt, settings=self._settings()))
+            return _whole(self._client.raw_query(sql, parameters=parameters, fmt=fmt, settings=self._settings()))
         if not self.embedded:
             from clickhouse_connect.driver.external import ExternalData
 
@@ -301,7 +318,7 @@ class Session:
             for name, batch in external.items():
                 structure = [f"{field.name} {clickhouse_type(field.type)}" for field in batch.schema]
                 data.add_file(file_name=name, data=_stream_of(batch).getvalue(), fmt="ArrowStream", structure=structure)
-            return bytes(
+            return _whole(
                 self._client.raw_query(
                     sql,
                     parameters={**parameters, **{name: name for name in external}},
@@ -330,6 +347,20 @@ class Session:
         if logger.isEnabledFor(logging.DEBUG):
             logger.debug("%s: %s", doing, excerpt(" ".join(sql.split()), 2000))
         return with_patience(run, self._wait if wait_seconds is None else wait_seconds, doing, self.address)
+
+
+def _whole(answer: Any) -> bytes:
+    """An answer as it came, unless the server failed in the middle of it: that comes with status 200 as well."""
+    body = bytes(answer)
+    if body.endswith(_TAGGED_END) and (said := _TAGGED_ERROR.search(body[-_LONGEST_ERROR:])) is not None:
+        raise _server_error(said[2])
+    return body
+
+
+def _server_error(text: bytes) -> Exception:
+    from clickhouse_connect.driver.exceptions import DatabaseError
+
+    return DatabaseError(text.decode(errors="replace").strip())
 
 
 def _stream_of(batch: pa.RecordBatch) -> io.BytesIO:
@@ -559,7 +590,7 @@ class Warehouse:
 
     def _connect(self, first_seconds: int) -> Any:
         import clickhouse_connect
-        from urllib3 import Timeout
+        from urllib3 import Retry, Timeout
 
         server = self._server
         if server is None:
@@ -579,6 +610,8 @@ class Warehouse:
             client_name="payout-pipeline",
             show_clickhouse_errors=True,
         )
+        # As the driver's own default, but nothing is sent to where a redirect points.
+        client.http_retries = Retry(1, redirect=False)
         read_seconds = max(5.0, min(MAX_STATEMENT_SECONDS, self._wait or MAX_STATEMENT_SECONDS))
         client.timeout = Timeout(connect=_CONNECT_SECONDS, read=read_seconds)
         for key, value in SESSION_SETTINGS.items():

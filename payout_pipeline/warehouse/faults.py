@@ -50,8 +50,10 @@ _HINTS: dict[int, str] = {
     192: "check CLICKHOUSE_USER",
     193: "check CLICKHOUSE_PASSWORD",
     194: "check CLICKHOUSE_USER and CLICKHOUSE_PASSWORD",
+    392: "the server takes no distributed DDL; unset PAYOUT_CLICKHOUSE_CLUSTER, or configure distributed_ddl there",
     497: "let an administrator GRANT what the message names to CLICKHOUSE_USER",
     516: "check CLICKHOUSE_USER and CLICKHOUSE_PASSWORD",
+    701: "check PAYOUT_CLICKHOUSE_CLUSTER; SELECT DISTINCT cluster FROM system.clusters lists the names",
 }
 _STATUS = re.compile(r"HTTP driver received HTTP status (\d{3})")
 _CODE = re.compile(r"\bCode:\s*(\d+)")

@@ -409,10 +409,38 @@ def ensure_sources(session: Session, settings: Settings) -> SourceTables:
     """The target and the user's ``market_resolutions_final``, ready to be read by the view.
 
     Embedded, a missing user table is created empty with its real shape; on a server its absence raises
-    ConfigurationError. Raises as :func:`ensure_target` does.
+    ConfigurationError. Raises as :func:`ensure_target` and :func:`check_view_place` do.
     """
+    check_view_place(session, settings)
     target = ensure_target(session, QualifiedName.parse(settings.target_table), settings.clickhouse_cluster)
     return SourceTables(target, ensure_market(session, QualifiedName.parse(settings.market_resolutions_table)))
+
+
+def check_view_place(session: Session, settings: Settings) -> None:
+    """Raise unless the truth view's name is free or a view's: ``CREATE OR REPLACE VIEW`` drops a table with its rows.
+
+    ConfigurationError where another variable has the same name, WarehouseSchemaError where something else is there. On a
+    cluster only the host that is spoken to is looked at.
+    """
+    name = QualifiedName.parse(settings.truth_view)
+    others = {
+        "PAYOUT_TARGET_TABLE": settings.target_table,
+        "PAYOUT_MARKET_RESOLUTIONS_TABLE": settings.market_resolutions_table,
+        "PAYOUT_PNL_VIEW": settings.pnl_view,
+    }
+    if same := [variable for variable, text in others.items() if text and QualifiedName.parse(text) == name]:
+        raise ConfigurationError(
+            f"PAYOUT_TRUTH_VIEW and {' and '.join(same)} are both {name}, and the view would take its place.\n"
+            "To repair it: give the view a name of its own."
+        )
+    parameters = {"database": name.database, "name": name.name}
+    found = session.rows(statement("inspect_table"), parameters, doing=f"looking at {name}")
+    if found and found[0]["engine"] != "View":
+        raise WarehouseSchemaError(
+            f"PAYOUT_TRUTH_VIEW is {name}, which is no view but a table of engine {found[0]['engine']}. Rebuilding the "
+            "view would drop it with its rows, so it was left as it is.\nTo repair it: set PAYOUT_TRUTH_VIEW to another "
+            f"name, or RENAME TABLE {name.sql}."
+        )
 
 
 def ensure_market(session: Session, name: QualifiedName) -> Table:
