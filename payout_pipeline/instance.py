@@ -1,6 +1,6 @@
 """Where Dagster keeps its own state: under the runtime directory, whatever command started it.
 
-``dagster.yaml`` names the two classes here, so that the storage follows ``PAYOUT_RUNTIME_DIR`` instead of a fixed
+``dagster.yaml`` names the storage and the artifacts here, so that the storage follows ``PAYOUT_RUNTIME_DIR`` instead of a fixed
 path, the repository stays clean, and a new home is initialised by one process at a time (several processes that
 create Dagster's SQLite schema at once leave it broken for good).
 """
@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dagster._core.events import DagsterEventType
+from dagster._core.events.log import EventLogEntry
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
 from dagster._core.storage.root import LocalArtifactStorage
 from dagster._core.storage.sqlite import SQLITE_BUSY_TIMEOUT_SECONDS
@@ -23,7 +25,10 @@ from filelock import FileLock
 from sqlalchemy import Connection, NullPool, create_engine
 from sqlalchemy.engine import Engine
 
+from payout_pipeline.launcher import RunProcesses
+
 _INITIALISE_TIMEOUT = 60.0
+_ENDED = frozenset({DagsterEventType.RUN_SUCCESS, DagsterEventType.RUN_FAILURE, DagsterEventType.RUN_CANCELED})
 _KEPT_ENGINES = 32  # of the webserver, which looks at any number of runs
 
 
@@ -34,8 +39,16 @@ def dagster_directory() -> Path:
     return (Path(local) / "dagster").absolute()
 
 
+def run_processes() -> RunProcesses:
+    """Which runs of the instance have a process that lives."""
+    return RunProcesses(dagster_directory() / "running")
+
+
 class RuntimeEvents(SqliteEventLogStorage):
     """Dagster's event log with one SQLAlchemy engine a database file, instead of a new one for every event.
+
+    It also sees a run's first and last event, in the process that executes the run: the one place that all ways to start
+    a run have in common, so the run's sign of life is given here (see ``launcher.py``).
 
     Dagster makes an engine a statement, and with it compiles each statement anew: three quarters of what storing an
     event costs. Engines hold no connection (NullPool), so they survive a fork and a file that is deleted.
@@ -43,7 +56,17 @@ class RuntimeEvents(SqliteEventLogStorage):
 
     def __init__(self, base_dir: str) -> None:
         self._engines: OrderedDict[str, Engine] = OrderedDict()
+        self._processes = run_processes()
         super().__init__(base_dir)
+
+    def store_event(self, event: EventLogEntry) -> None:
+        """Store it; a run's process shows that it lives from before its first event until after its last."""
+        kind = event.dagster_event_type if event.is_dagster_event else None
+        if kind is DagsterEventType.RUN_START:
+            self._processes.begin(event.run_id)
+        super().store_event(event)
+        if kind in _ENDED:
+            self._processes.end(event.run_id)
 
     @contextmanager
     def _connect(self, shard: str) -> Iterator[Connection]:
