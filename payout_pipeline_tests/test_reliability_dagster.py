@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -37,6 +40,28 @@ def test_a_failed_worker_fails_alone_the_view_waits_and_the_next_run_asks_for_th
         assert place.run().code == 0
         again = {i.removeprefix("0x") for entry in place.server.log.entries[before:] for i in entry.ids}
         assert again == set(second)
+        place.assert_right()
+
+
+def test_a11_an_outage_is_said_in_the_log_and_in_status_while_it_lasts(tmp_path, nursery):  # noqa: F811
+    with world(
+        tmp_path, nursery, workers=1, ids=600, GOLDSKY_BATCH_SIZE="20", GOLDSKY_OUTAGE_BUDGET_SECONDS="60"
+    ) as place:
+        outage = place.server.faults.add("outage", requests=(8,), times=1, seconds=3_600, mode="status")
+        run = place.start()
+        deadline = time.monotonic() + 60
+        status: dict[str, Any] = {}
+        while not status.get("outage_seconds") and time.monotonic() < deadline:
+            status = json.loads(place.run("status", "--json").text())
+        assert status["outage_seconds"] > 0
+        assert "503" in status["outage_message"]
+        assert "OUTAGE for" in place.run("status").text()
+        place.server.faults.remove(outage)
+        place.exits.append(run.wait(90))
+        said = (place.runtime / "logs" / "worker_1_of_1.log").read_text()
+        assert "Outage: " in said
+        assert "The outage is over after" in said
+        assert json.loads(place.run("status", "--json").text())["outage_seconds"] == 0
         place.assert_right()
 
 

@@ -62,14 +62,22 @@ def test_e3_a_line_that_is_no_id_is_listed_with_its_number_and_nothing_is_asked(
     assert len(case.server.log) == 0
 
 
-@pytest.mark.parametrize("content", [b"", b"\n \n\t\n", None, "directory"])
-def test_e4_a_file_without_ids_is_an_error_before_anything_is_asked(case, content):  # noqa: F811
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "has no condition ids"),
+        (b"\n \n\t\n", "has no condition ids"),
+        (None, "does not exist"),
+        ("directory", "is a directory"),
+    ],
+)
+def test_e4_a_file_without_ids_is_an_error_before_anything_is_asked(case, content, said):  # noqa: F811
     case.ids_file.unlink()
     if content == "directory":
         case.ids_file.mkdir()
     elif content is not None:
         case.ids_file.write_bytes(content)
-    with pytest.raises(ConfigurationError):
+    with pytest.raises(ConfigurationError, match=f"{case.ids_file} {said}"):
         case.fetch()
     assert len(case.server.log) == 0
 
