@@ -43,6 +43,16 @@ def test_a_failed_worker_fails_alone_the_view_waits_and_the_next_run_asks_for_th
         place.assert_right()
 
 
+def test_a4_the_attempts_of_request_step_and_run_do_not_multiply(tmp_path, nursery):  # noqa: F811
+    few = {"GOLDSKY_MAX_RETRIES": "2", "GOLDSKY_OUTAGE_BUDGET_SECONDS": "0"}
+    with world(tmp_path, nursery, workers=1, ids=3, **few) as place:
+        place.server.faults.add("status", requests=range(2, 1000), status=500)
+        run = place.run()
+        assert run.code == 1
+        # The batch and its halves down to single ids, three attempts each: what one fetch without Dagster sends (row A4).
+        assert 3 <= len(place.server.log) <= 2 + 3 * 5
+
+
 def test_a11_an_outage_is_said_in_the_log_and_in_status_while_it_lasts(tmp_path, nursery):  # noqa: F811
     with world(
         tmp_path, nursery, workers=1, ids=600, GOLDSKY_BATCH_SIZE="20", GOLDSKY_OUTAGE_BUDGET_SECONDS="60"
