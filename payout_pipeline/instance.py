@@ -26,6 +26,7 @@ from sqlalchemy import Connection, NullPool, create_engine
 from sqlalchemy.engine import Engine
 
 from payout_pipeline.launcher import RunProcesses
+from payout_pipeline.storage import storage_error
 
 _INITIALISE_TIMEOUT = 60.0
 _ENDED = frozenset({DagsterEventType.RUN_SUCCESS, DagsterEventType.RUN_FAILURE, DagsterEventType.RUN_CANCELED})
@@ -105,11 +106,14 @@ class RuntimeStorage(DagsterSqliteStorage):
     def from_config_value(  # type: ignore[override]
         cls, inst_data: ConfigurableClassData | None, config_value: dict[str, Any]
     ) -> RuntimeStorage:
-        """Open the storage, creating it under a lock where it is new."""
+        """Open the storage, creating it under a lock where it is new; StorageError where it cannot be written."""
         directory = dagster_directory()
-        directory.mkdir(parents=True, exist_ok=True)
-        with FileLock(str(directory / ".initialise.lock"), timeout=_INITIALISE_TIMEOUT):
-            return cls(str(directory), inst_data=inst_data)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            with FileLock(str(directory / ".initialise.lock"), timeout=_INITIALISE_TIMEOUT):
+                return cls(str(directory), inst_data=inst_data)
+        except OSError as error:
+            raise storage_error("write", directory, error) from error
 
 
 class RuntimeArtifacts(LocalArtifactStorage):

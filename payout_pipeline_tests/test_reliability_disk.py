@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from payout_pipeline.errors import ConfigurationError, StorageError
+from payout_pipeline.errors import StorageError
 from payout_pipeline.truth import rebuild_truth
 from payout_pipeline_tests.chaos.fixtures import case, nursery, served  # noqa: F401
 from payout_pipeline_tests.chaos.inline import inline
@@ -65,7 +65,8 @@ def test_d1_a_full_disk_is_a_clean_error_and_works_once_there_is_room(tmp_path, 
 def test_d2_a_read_only_directory_is_said_before_the_first_request(tmp_path):
     fixed = tmp_path / "fixed"
     with mounted(fixed, "size=64k,ro"), inline(tmp_path, PAYOUT_RUNTIME_DIR=str(fixed / "runtime")) as place:
-        with pytest.raises((StorageError, ConfigurationError), match=str(fixed)):
+        # The look at the start says it, not the lock, the spool or the limiter's file, which would stumble over it later.
+        with pytest.raises(StorageError, match=f"cannot write {fixed / 'runtime'}"):
             place.fetch()
         assert len(place.server.log) == 0
 
@@ -74,16 +75,17 @@ def test_d2_a_read_only_directory_is_said_before_the_first_request(tmp_path):
 def test_d2_the_command_says_it_in_one_line_and_starts_nothing(tmp_path, nursery):  # noqa: F811
     fixed = tmp_path / "fixed"
     with mounted(fixed, "size=64k,ro"), world(tmp_path, nursery, PAYOUT_RUNTIME_DIR=str(fixed / "runtime")) as place:
-        run = place.run()
-        assert run.code in (1, 2)
-        assert f"cannot write {fixed / 'runtime'}" in run.text()
-        assert "Traceback" not in run.text()
+        for command in ("backfill", "report"):  # the second one finds out when it opens Dagster's storage
+            run = place.run(command)
+            assert run.code in (1, 2)
+            assert f"cannot write {fixed / 'runtime'}" in run.text()
+            assert "Traceback" not in run.text()
         assert len(place.server.log) == 0
 
 
 def test_d2_a_file_in_the_place_of_the_directory_is_said_before_the_first_request(case):  # noqa: F811
     case.runtime.write_text("a file")
-    with pytest.raises((StorageError, ConfigurationError), match=str(case.runtime)):
+    with pytest.raises(StorageError, match=f"cannot write {case.runtime}"):
         case.fetch()
     assert len(case.server.log) == 0
 

@@ -13,7 +13,8 @@ from payout_pipeline.errors import (
     GoldskyPermanentError,
     IncompleteError,
     InputError,
-    PayoutPipelineError,
+    WarehousePermanentError,
+    WarehouseUnavailableError,
 )
 from payout_pipeline.truth import rebuild_truth
 from payout_pipeline_tests.chaos.fixtures import case, served  # noqa: F401
@@ -171,14 +172,19 @@ def test_f3_a_web_page_is_said_to_be_one(case):  # noqa: F811
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [{"CLICKHOUSE_PASSWORD": "not-the-pass-99"}, {"CLICKHOUSE_USER": "nobody"}, {"CLICKHOUSE_DATABASE": "no_such_db"},
-     {"CLICKHOUSE_SECURE": "1"}],
-)  # fmt: skip
-def test_f4_a_wrong_server_setting_is_one_clear_error_before_the_first_request(tmp_path, served, wrong):  # noqa: F811
+    ("wrong", "kind"),
+    [
+        ({"CLICKHOUSE_PASSWORD": "not-the-pass-99"}, WarehousePermanentError),
+        ({"CLICKHOUSE_USER": "nobody"}, WarehousePermanentError),
+        ({"CLICKHOUSE_DATABASE": "no_such_db"}, WarehousePermanentError),
+        ({"CLICKHOUSE_SECURE": "1"}, WarehousePermanentError),
+        ({"CLICKHOUSE_PORT": "1"}, WarehouseUnavailableError),
+    ],
+)
+def test_f4_a_wrong_server_setting_is_one_clear_error_before_the_first_request(tmp_path, served, wrong, kind):  # noqa: F811
     with inline(tmp_path, **{**served.env, **wrong}) as place:
         began = time.monotonic()
-        with pytest.raises(PayoutPipelineError) as error:
+        with pytest.raises(kind) as error:
             place.fetch()
         assert time.monotonic() - began < 10  # 5 s on a machine that has nothing else to do
         assert len(place.server.log) == 0

@@ -60,16 +60,14 @@ def test_g1_a_run_through_every_error_path_leaves_no_canary_behind(tmp_path, nur
     [
         ("CLICKHOUSE_HOST", "http://writer:canary-in-Url%2B55@127.0.0.1:1"),
         ("PAYOUT_LIMITER_URL", "redis://limiter:canary-in-Url%2B55@127.0.0.1:1/0"),
-        ("GOLDSKY_ENDPOINT", "http://reader:canary-in-Url%2B55@127.0.0.1:1/subgraphs/name/x"),
     ],
 )
 def test_g1_a_password_in_a_url_that_leads_nowhere_is_not_shown(tmp_path, nursery, variable, url):  # noqa: F811
     with world(tmp_path, nursery, workers=1, ids=5, DEBUG="1", CLICKHOUSE_WAIT_SECONDS="1", **{variable: url}) as place:
-        for command in ("backfill", "doctor", "status", "report"):
+        for command in ("backfill", "doctor"):
             place.run(command)
         assert place.runs[0].code in (1, 2)
         assert "127.0.0.1:1" in place.runs[0].text() or variable in place.runs[0].text()
-        assert place.runs[0].text().strip()
         secrets = ("canary-in-Url%2B55", "canary-in-Url+55")
         assert not leaks(secrets, place.runtime, [run.out for run in place.runs])
 
