@@ -1,6 +1,6 @@
 """Where Dagster keeps its own state: under the runtime directory, whatever command started it.
 
-``dagster.yaml`` names the two classes here, so that the storage follows ``PAYOUT_RUNTIME_DIR`` instead of a fixed
+``dagster.yaml`` names the storage and the artifacts here, so that the storage follows ``PAYOUT_RUNTIME_DIR`` instead of a fixed
 path, the repository stays clean, and a new home is initialised by one process at a time (several processes that
 create Dagster's SQLite schema at once leave it broken for good).
 """
@@ -20,6 +20,8 @@ from typing import Any
 
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from dagster._core.events import DagsterEventType
+from dagster._core.events.log import EventLogEntry
 from dagster._core.storage.event_log.schema import SqlEventLogStorageMetadata
 from dagster._core.storage.event_log.sqlite import sqlite_event_log
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
@@ -35,7 +37,11 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.event import listen
 from sqlalchemy.exc import DatabaseError
 
+from payout_pipeline.launcher import RunProcesses
+from payout_pipeline.storage import storage_error
+
 _INITIALISE_TIMEOUT = 60.0
+_ENDED = frozenset({DagsterEventType.RUN_SUCCESS, DagsterEventType.RUN_FAILURE, DagsterEventType.RUN_CANCELED})
 _KEPT_ENGINES = 32  # of the webserver, which looks at any number of runs
 
 
@@ -46,8 +52,16 @@ def dagster_directory() -> Path:
     return (Path(local) / "dagster").absolute()
 
 
+def run_processes() -> RunProcesses:
+    """Which runs of the instance have a process that lives."""
+    return RunProcesses(dagster_directory() / "running")
+
+
 class RuntimeEvents(SqliteEventLogStorage):
     """Dagster's event log with an open connection a database file, instead of a new engine for every event.
+
+    It also sees a run's first and last event, in the process that executes the run: the one place that all ways to start
+    a run have in common, so the run's sign of life is given here (see ``launcher.py``).
 
     Dagster makes an engine a statement, and with it compiles each statement anew, and closes its connection, which
     makes SQLite empty its log into the file: nine tenths of what storing an event costs. It also reads all of alembic's
@@ -56,7 +70,17 @@ class RuntimeEvents(SqliteEventLogStorage):
 
     def __init__(self, base_dir: str) -> None:
         self._files = KeptConnections()
+        self._processes = run_processes()
         super().__init__(base_dir)
+
+    def store_event(self, event: EventLogEntry) -> None:
+        """Store it; a run's process shows that it lives from before its first event until after its last."""
+        kind = event.dagster_event_type if event.is_dagster_event else None
+        if kind is DagsterEventType.RUN_START:
+            self._processes.begin(event.run_id)
+        super().store_event(event)
+        if kind in _ENDED:
+            self._processes.end(event.run_id)
 
     @contextmanager
     def _connect(self, shard: str) -> Iterator[Connection]:
@@ -218,11 +242,14 @@ class RuntimeStorage(DagsterSqliteStorage):
     def from_config_value(  # type: ignore[override]
         cls, inst_data: ConfigurableClassData | None, config_value: dict[str, Any]
     ) -> RuntimeStorage:
-        """Open the storage, creating it under a lock where it is new."""
+        """Open the storage, creating it under a lock where it is new; StorageError where it cannot be written."""
         directory = dagster_directory()
-        directory.mkdir(parents=True, exist_ok=True)
-        with FileLock(str(directory / ".initialise.lock"), timeout=_INITIALISE_TIMEOUT):
-            return cls(str(directory), inst_data=inst_data)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            with FileLock(str(directory / ".initialise.lock"), timeout=_INITIALISE_TIMEOUT):
+                return cls(str(directory), inst_data=inst_data)
+        except OSError as error:
+            raise storage_error("write", directory, error) from error
 
 
 class RuntimeArtifacts(LocalArtifactStorage):

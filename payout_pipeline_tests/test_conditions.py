@@ -148,11 +148,11 @@ def test_line_numbers_are_right_beyond_the_first_block(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n \t\n", b"# only\n#comments\n", b"\xef\xbb\xbf", gzip.compress(b"")])
-def test_a_file_without_ids_is_an_error(tmp_path: Path, content: bytes) -> None:
+def test_e4_a_file_without_ids_is_an_error(tmp_path: Path, content: bytes) -> None:
     assert "has no condition ids" in refusal(tmp_path, content)
 
 
-def test_what_cannot_be_read_says_what_to_set(tmp_path: Path) -> None:
+def test_e4_what_cannot_be_read_says_what_to_set(tmp_path: Path) -> None:
     for path, words in (
         (tmp_path / "missing.txt", "does not exist"),
         (tmp_path, "is a directory"),
@@ -419,7 +419,7 @@ print(found.count, found.duplicates, peak)
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the memory is read from /proc")
 @pytest.mark.parametrize("doubled", [False, True])
-def test_two_million_ids_cost_less_than_50_megabytes_more(tmp_path: Path, doubled: bool) -> None:
+def test_e4_two_million_ids_cost_less_than_50_megabytes_more(tmp_path: Path, doubled: bool) -> None:
     peaks = []
     for count in (170_448, 2_000_000):
         path = tmp_path / f"{count}.txt"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -37,6 +40,38 @@ def test_a_failed_worker_fails_alone_the_view_waits_and_the_next_run_asks_for_th
         assert place.run().code == 0
         again = {i.removeprefix("0x") for entry in place.server.log.entries[before:] for i in entry.ids}
         assert again == set(second)
+        place.assert_right()
+
+
+def test_a4_the_attempts_of_request_step_and_run_do_not_multiply(tmp_path, nursery):  # noqa: F811
+    few = {"GOLDSKY_MAX_RETRIES": "2", "GOLDSKY_OUTAGE_BUDGET_SECONDS": "0"}
+    with world(tmp_path, nursery, workers=1, ids=3, **few) as place:
+        place.server.faults.add("status", requests=range(2, 1000), status=500)
+        run = place.run()
+        assert run.code == 1
+        # The batch and its halves down to single ids, three attempts each: what one fetch without Dagster sends (row A4).
+        assert 3 <= len(place.server.log) <= 2 + 3 * 5
+
+
+def test_a11_an_outage_is_said_in_the_log_and_in_status_while_it_lasts(tmp_path, nursery):  # noqa: F811
+    with world(
+        tmp_path, nursery, workers=1, ids=600, GOLDSKY_BATCH_SIZE="20", GOLDSKY_OUTAGE_BUDGET_SECONDS="60"
+    ) as place:
+        outage = place.server.faults.add("outage", requests=(8,), times=1, seconds=3_600, mode="status")
+        run = place.start()
+        deadline = time.monotonic() + 60
+        status: dict[str, Any] = {}
+        while not status.get("outage_seconds") and time.monotonic() < deadline:
+            status = json.loads(place.run("status", "--json").text())
+        assert status["outage_seconds"] > 0
+        assert "503" in status["outage_message"]
+        assert "OUTAGE for" in place.run("status").text()
+        place.server.faults.remove(outage)
+        place.exits.append(run.wait(90))
+        said = (place.runtime / "logs" / "worker_1_of_1.log").read_text()
+        assert "Outage: " in said
+        assert "The outage is over after" in said
+        assert json.loads(place.run("status", "--json").text())["outage_seconds"] == 0
         place.assert_right()
 
 

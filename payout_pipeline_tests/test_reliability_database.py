@@ -137,8 +137,16 @@ def test_c7_a_user_who_may_not_create_views_ingests_and_only_the_view_fails(tmp_
     with inline(tmp_path, **few) as place:
         place.fetch()
         assert place.load().inserted_new == len(place.truth.resolved)
-        with pytest.raises(WarehousePermanentError, match="view"):
+        with pytest.raises(WarehousePermanentError, match="the user may not create views") as error:
             rebuild_truth(place.settings, log=place.log)
+        assert "What was ingested" in str(error.value)
+        assert "GRANT CREATE VIEW" in str(error.value)
+        assert "CREATE OR REPLACE VIEW" in str(error.value)  # for the administrator
+        asked = len(place.server.log)
+        assert (
+            place.load().inserted_new == 0
+        )  # what was ingested is there, and the next run of the worker works as well
+        assert len(place.server.log) == asked
     with inline(tmp_path / "granted", **served.env) as place:
         place.backfill()
         place.assert_right()

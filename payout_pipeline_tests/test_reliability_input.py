@@ -13,7 +13,8 @@ from payout_pipeline.errors import (
     GoldskyPermanentError,
     IncompleteError,
     InputError,
-    PayoutPipelineError,
+    WarehousePermanentError,
+    WarehouseUnavailableError,
 )
 from payout_pipeline.truth import rebuild_truth
 from payout_pipeline_tests.chaos.fixtures import case, served  # noqa: F401
@@ -62,14 +63,22 @@ def test_e3_a_line_that_is_no_id_is_listed_with_its_number_and_nothing_is_asked(
     assert len(case.server.log) == 0
 
 
-@pytest.mark.parametrize("content", [b"", b"\n \n\t\n", None, "directory"])
-def test_e4_a_file_without_ids_is_an_error_before_anything_is_asked(case, content):  # noqa: F811
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "has no condition ids"),
+        (b"\n \n\t\n", "has no condition ids"),
+        (None, "does not exist"),
+        ("directory", "is a directory"),
+    ],
+)
+def test_e4_a_file_without_ids_is_an_error_before_anything_is_asked(case, content, said):  # noqa: F811
     case.ids_file.unlink()
     if content == "directory":
         case.ids_file.mkdir()
     elif content is not None:
         case.ids_file.write_bytes(content)
-    with pytest.raises(ConfigurationError):
+    with pytest.raises(ConfigurationError, match=f"{case.ids_file} {said}"):
         case.fetch()
     assert len(case.server.log) == 0
 
@@ -163,14 +172,19 @@ def test_f3_a_web_page_is_said_to_be_one(case):  # noqa: F811
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [{"CLICKHOUSE_PASSWORD": "not-the-pass-99"}, {"CLICKHOUSE_USER": "nobody"}, {"CLICKHOUSE_DATABASE": "no_such_db"},
-     {"CLICKHOUSE_SECURE": "1"}],
-)  # fmt: skip
-def test_f4_a_wrong_server_setting_is_one_clear_error_before_the_first_request(tmp_path, served, wrong):  # noqa: F811
+    ("wrong", "kind"),
+    [
+        ({"CLICKHOUSE_PASSWORD": "not-the-pass-99"}, WarehousePermanentError),
+        ({"CLICKHOUSE_USER": "nobody"}, WarehousePermanentError),
+        ({"CLICKHOUSE_DATABASE": "no_such_db"}, WarehousePermanentError),
+        ({"CLICKHOUSE_SECURE": "1"}, WarehousePermanentError),
+        ({"CLICKHOUSE_PORT": "1"}, WarehouseUnavailableError),
+    ],
+)
+def test_f4_a_wrong_server_setting_is_one_clear_error_before_the_first_request(tmp_path, served, wrong, kind):  # noqa: F811
     with inline(tmp_path, **{**served.env, **wrong}) as place:
         began = time.monotonic()
-        with pytest.raises(PayoutPipelineError) as error:
+        with pytest.raises(kind) as error:
             place.fetch()
         assert time.monotonic() - began < 10  # 5 s on a machine that has nothing else to do
         assert len(place.server.log) == 0

@@ -54,6 +54,24 @@ def test_g1_a_run_through_every_error_path_leaves_no_canary_behind(tmp_path, nur
         assert any("***" in run.text() for run in place.runs)  # the echoes did arrive
 
 
+@pytest.mark.xdist_group("chaos")
+@pytest.mark.parametrize(
+    ("variable", "url"),
+    [
+        ("CLICKHOUSE_HOST", "http://writer:canary-in-Url%2B55@127.0.0.1:1"),
+        ("PAYOUT_LIMITER_URL", "redis://limiter:canary-in-Url%2B55@127.0.0.1:1/0"),
+    ],
+)
+def test_g1_a_password_in_a_url_that_leads_nowhere_is_not_shown(tmp_path, nursery, variable, url):  # noqa: F811
+    with world(tmp_path, nursery, workers=1, ids=5, DEBUG="1", CLICKHOUSE_WAIT_SECONDS="1", **{variable: url}) as place:
+        for command in ("backfill", "doctor"):
+            place.run(command)
+        assert place.runs[0].code in (1, 2)
+        assert "127.0.0.1:1" in place.runs[0].text() or variable in place.runs[0].text()
+        secrets = ("canary-in-Url%2B55", "canary-in-Url+55")
+        assert not leaks(secrets, place.runtime, [run.out for run in place.runs])
+
+
 @pytest.mark.parametrize("kind", ["status", "errors"])
 def test_g1_an_answer_that_repeats_the_token_fails_without_it(tmp_path, kind):
     with inline(tmp_path, DEBUG="1", GOLDSKY_MAX_RETRIES="0", GOLDSKY_OUTAGE_BUDGET_SECONDS="0") as place:
