@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from dataclasses import replace
 from typing import Any
@@ -51,6 +52,9 @@ def test_a4_the_attempts_of_request_step_and_run_do_not_multiply(tmp_path, nurse
         assert run.code == 1
         # The batch and its halves down to single ids, three attempts each: what one fetch without Dagster sends (row A4).
         assert 3 <= len(place.server.log) <= 2 + 3 * 5
+        said = (place.runtime / "logs" / "worker_1_of_1.log").read_text()
+        assert said.count("goldsky_payouts - STEP_START") == 1
+        assert not re.search("STEP_UP_FOR_RETRY|STEP_RESTARTED", said)
 
 
 def test_a11_an_outage_is_said_in_the_log_and_in_status_while_it_lasts(tmp_path, nursery):  # noqa: F811
