@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+from urllib.error import HTTPError
 
 from payout_pipeline_tests.chaos.processes import Nursery, OverdueError, Running
 from payout_pipeline_tests.chaos.world import World, world
@@ -282,7 +283,7 @@ class _Round:
             return
         place, dice = self.place, self.dice
         if what in ("truncate the table", "delete rows", "change a row"):
-            with contextlib.suppress(AssertionError, IndexError):  # there is no table yet
+            with contextlib.suppress(AssertionError, IndexError, HTTPError):  # there is no table yet, or no database
                 table = "default.resolutions_external_ingest"
                 ids = [row["condition_id"] for row in place.rows(f"SELECT condition_id FROM {table}")]
                 if what == "truncate the table":
