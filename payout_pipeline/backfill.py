@@ -136,7 +136,7 @@ def _run_all(
             return 128 + stop.signal_number
         if not looked.ok:
             _say(console, looked)
-            return looked.exit_code
+            return 2 if looked.exit_code == 2 else 1
         remember_prepared(settings)
         keys = {partition_key(worker, settings.workers): worker for worker in chosen}
         asked = {"refetch": record["refetch"], "backfill_id": record["id"]}

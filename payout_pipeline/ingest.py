@@ -70,7 +70,7 @@ def remember_prepared(settings: Settings) -> None:
 
 def _tables_of(settings: Settings) -> tuple[str, ...]:
     place = settings.runtime_dir if settings.embedded else f"{settings.clickhouse_host} {settings.clickhouse_port}"
-    return (place, settings.target_table, settings.market_resolutions_table)
+    return (place, settings.target_table, settings.market_resolutions_table, settings.truth_view)
 
 
 def finished_ledger(settings: Settings, worker: int) -> tuple[Ledger, SnapshotInfo]:
