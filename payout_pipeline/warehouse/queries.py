@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SAMPLE = 20
 #: Ids that travel to the database in one statement: its copies of them, not the view, decide how much memory a check takes.
-_IDS_AT_ONCE = 125_000
+_IDS_AT_ONCE = 1 << 17
 WALLET_COLUMNS = ("wallet", "wallet_address")
 PNL_COLUMNS = ("settled_pnl_usd", "total_pnl", "settled_value")
 

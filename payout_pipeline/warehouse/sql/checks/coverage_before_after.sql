@@ -3,16 +3,21 @@ SELECT market_rows, market_conditions, external_conditions, either_conditions, v
 FROM
 (
     SELECT
-        uniqExactIf(condition_id, of_market) AS market_conditions,
-        uniqExactIf(condition_id, NOT of_market) AS external_conditions,
-        uniqExact(condition_id) AS either_conditions
+        countIf(of_market) AS market_conditions,
+        countIf(of_target) AS external_conditions,
+        count() AS either_conditions
     FROM
     (
-        SELECT ${market_id} AS condition_id, true AS of_market
-        FROM ${market} AS m ${market_final} WHERE ${market_eligible}
-        UNION ALL
-        SELECT ${target_id} AS condition_id, false AS of_market
-        FROM ${target} AS m ${target_final} WHERE ${target_eligible}
+        SELECT condition_id, max(from_market) AS of_market, max(NOT from_market) AS of_target
+        FROM
+        (
+            SELECT ${market_id} AS condition_id, true AS from_market
+            FROM ${market} AS m ${market_final} WHERE ${market_eligible}
+            UNION ALL
+            SELECT ${target_id} AS condition_id, false AS from_market
+            FROM ${target} AS m ${target_final} WHERE ${target_eligible}
+        )
+        GROUP BY condition_id
     )
 ) AS tables
 CROSS JOIN (SELECT count() AS market_rows FROM ${market} AS m ${market_final}) AS market
