@@ -365,16 +365,10 @@ async def _ask_all(work: _Work, client: GoldskyClient, running: RunningLedger, t
     suspects = _Suspects(work, running)
 
     async def lane() -> None:
-        # While a batch goes to disk the next one is asked; no lane is further ahead than that.
-        former: asyncio.Future[None] | None = None
         for index in jobs:
             store, absent = await ask(work, client, running, index, totals, reporter)
-            if former is not None:
-                await asyncio.shield(former)
-            former = storing.begin(store)
+            await asyncio.shield(storing.begin(store))
             await suspects.add(client, index, absent)
-        if former is not None:
-            await asyncio.shield(former)
 
     try:
         await _in_lanes(work, lane, storing)
@@ -417,7 +411,7 @@ async def _in_lanes(
     """Run ``lane`` in more places than requests may be in flight; the first fault, of ``storing`` too, stops them all.
 
     The client lets no more requests go than the settings allow. A lane more for each four of them means that another
-    request is on its way while an answer is read.
+    request is on its way while an answer is read and goes to disk; no more than that is lost when the process is killed.
     """
     allowed = work.settings.goldsky_concurrent_requests
     lanes = [asyncio.ensure_future(lane()) for _ in range(allowed + -(-allowed // 4))]
@@ -438,6 +432,7 @@ class _Suspects:
     """Ids that an answer of this process did not have. As soon as there are enough for a request they are asked again.
 
     ``caught``: the subgraph left out ids that it has, so that two answers which agree are not enough for any of them.
+    What got no answer is left for the end.
     """
 
     def __init__(self, work: _Work, running: RunningLedger) -> None:
@@ -446,6 +441,7 @@ class _Suspects:
         # Of a batch whose failed ids alone are asked now the others have had one answer, from an earlier process.
         self._earlier = running.finished_batches | running.partial_batches
         self._waiting: dict[str, int] = {}
+        self._unanswered: dict[str, int] = {}
         self.caught = False
 
     async def add(self, client: GoldskyClient, index: int, absent: Sequence[str]) -> None:
@@ -457,15 +453,14 @@ class _Suspects:
             for i in piece:
                 del self._waiting[i]
             answer = await client.fetch_batch(list(piece), _asked(self._running))
-            if answer.found or answer.failed:
-                self.caught = True
-                self._waiting.update(piece)
+            self.caught |= bool(answer.found)
+            self._unanswered.update((i, at) for i, at in piece.items() if i in answer.found or i in answer.failed)
 
     def batch_of(self) -> dict[str, int]:
         """The ids whose absence is still to be confirmed, with their batches."""
         skipped = set() if self.caught else self._running.finished_batches - self._earlier
         stored = self._running.ids_with_status("absent", skipped)
-        return {i: at for at, ids in stored for i in ids if i not in self._known} | self._waiting
+        return {i: at for at, ids in stored for i in ids if i not in self._known} | self._waiting | self._unanswered
 
 
 async def _confirm_absences(

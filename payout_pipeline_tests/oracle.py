@@ -249,12 +249,16 @@ def _requests(evidence: Evidence) -> list[Violation]:
             if request.status == 200 and not request.faults and request.id_count > 0
             for identity in set(request.ids)
         )
-        most_often = max(answered.values(), default=0)
-        # The end of an answer that might have been cut off is asked for once more: a few ids, each once a run.
-        if most_often > 2 * (1 + evidence.interruptions):
-            found.append(
-                Violation("B1", f"an id was answered {most_often} times with {evidence.interruptions} interruptions")
-            )
+        # The end of an answer that might have been cut off is asked for once more: a few ids, each once a run. An absence
+        # needs another answer still.
+        for kind, ids, times in (
+            ("a known", answered.keys() - evidence.truth.absent, 2),
+            ("an absent", evidence.truth.absent, 3),
+        ):
+            most_often = max((answered[identity] for identity in ids), default=0)
+            if most_often > times * (1 + evidence.interruptions):
+                message = f"{kind} id was answered {most_often} times with {evidence.interruptions} interruptions"
+                found.append(Violation("B1", message))
         again = sum(count - 1 for count in answered.values())
         batch = max((request.id_count for request in evidence.requests), default=0)
         allowed_again = evidence.interruptions * evidence.in_flight * batch + len(answered) // 10
