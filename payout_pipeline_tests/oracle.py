@@ -247,7 +247,7 @@ def _requests(evidence: Evidence) -> list[Violation]:
             identity
             for request in evidence.requests
             if request.status == 200 and not request.faults and request.id_count > 0
-            for identity in set(request.ids)
+            for identity in {i.removeprefix("0x") for i in request.ids}
         )
         # The end of an answer that might have been cut off is asked for once more: a few ids, each once a run. An absence
         # needs another answer still.
