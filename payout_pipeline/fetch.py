@@ -410,11 +410,11 @@ async def _in_lanes(
 ) -> None:
     """Run ``lane`` in more places than requests may be in flight; the first fault, of ``storing`` too, stops them all.
 
-    The client lets no more requests go than the settings allow. A lane more for each four of them means that another
+    The client lets no more requests go than the settings allow. A lane more for each two of them means that another
     request is on its way while an answer is read and goes to disk; no more than that is lost when the process is killed.
     """
     allowed = work.settings.goldsky_concurrent_requests
-    lanes = [asyncio.ensure_future(lane()) for _ in range(allowed + -(-allowed // 4))]
+    lanes = [asyncio.ensure_future(lane()) for _ in range(allowed + -(-allowed // 2))]
     whole = asyncio.gather(*lanes)
     try:
         first: set[asyncio.Future[Any]] = {whole} if storing is None else {whole, storing.fault}

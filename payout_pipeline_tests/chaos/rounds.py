@@ -205,7 +205,7 @@ class _Round:
         self.result.violations += judge(
             self.place.evidence(
                 interruptions=None if self.batch_damaged or self.finished_before else self.interruptions,
-                in_flight=5 * self.plan.workers,  # four requests a worker, and one answer on its way to disk
+                in_flight=6 * self.plan.workers,  # four requests a worker, and two answers on their way to disk
                 newest_only=self.row_changed,
             )
         )
