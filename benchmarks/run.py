@@ -481,7 +481,7 @@ def _memory_figure(name: str, run: Run, bar: float) -> Figure:
         "MB",
         f"PSS of all {measured.peak_pss / 2**20:.0f} MB",
         (),
-        measured.largest.strip()[-60:],
+        " ".join(Path(word).name for word in measured.largest.split()[-2:]),
         run.wrong,
     )
 
