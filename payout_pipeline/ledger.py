@@ -16,7 +16,6 @@ import binascii
 import hashlib
 import json
 import re
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -55,6 +54,7 @@ ASIDE = "_aside"
 Status = Literal["resolved", "unresolved", "absent", "invalid", "failed"]
 STATUSES: tuple[Status, ...] = ("resolved", "unresolved", "absent", "invalid", "failed")
 ERROR_STATUSES: tuple[Status, ...] = ("invalid", "failed")
+_HEX_DIGITS = b"0123456789abcdef"
 
 Refetch = Literal["all", "unresolved"]
 Mode = Literal["list", "scan"]
@@ -987,7 +987,7 @@ class RunningLedger:
 
         _, own, former = self._ledger._read_batch(_batch_name(index))
         ids = table["condition_id"]
-        fault = _fault_in_rows(table)
+        _, fault = _packed_rows(table)
         if fault is None and not pc.all(pc.is_in(ids, value_set=former["condition_id"].combine_chunks())).as_py():
             fault = "it has ids of another batch"
         if fault is None and len(set(ids.to_pylist())) != len(ids):
@@ -1014,17 +1014,18 @@ class RunningLedger:
 
         own = json.dumps({"run": self._facts.to_json(), "batch": index, "note": note})
         sink = pa.BufferOutputStream()
-        pq.write_table(table.replace_schema_metadata({_FACTS_KEY: own.encode()}), sink, **_parquet_options())
+        pq.write_table(
+            table.replace_schema_metadata({_FACTS_KEY: own.encode()}), sink, **_parquet_options(lasting=False)
+        )
         self._ledger.store.write(self._key(_batch_name(index)), sink.getvalue().to_pybytes())
         self._absent[index] = pack_ids(table.filter(pc.equal(table["status"], "absent"))["condition_id"].to_pylist())
 
     def _check_rows(self, index: int, table: pa.Table) -> None:
-        fault = _fault_in_rows(table)
+        packed, fault = _packed_rows(table)
         if fault is None and self._facts.batches is not None:
             with self._lock:
                 partial = index in self._partial
             expected = self._failed_part(index)[0] if partial else self._packed(index)
-            packed, _ = _packed_column(table["condition_id"].combine_chunks())
             if packed != expected:
                 fault = f"its {table.num_rows} ids are not the {len(expected) // ID_BYTES} asked, in their order"
         elif fault is None:
@@ -1115,7 +1116,7 @@ class RunningLedger:
         schema = ledger_schema()
         hashes: list[NDArray[np.uint64]] = []
         with self._ledger.store.writing(self._ledger.snapshot_key) as file:
-            writer = pq.ParquetWriter(file, schema, **_parquet_options())
+            writer = pq.ParquetWriter(file, schema, **_parquet_options(lasting=True))
             try:
                 waiting: list[pa.Table] = []
                 rows = 0
@@ -1208,11 +1209,12 @@ def _batch_name(index: int) -> str:
     return f"batch-{index:05d}.parquet"
 
 
-def _parquet_options() -> dict[str, Any]:
-    # Ids are random: a dictionary of them costs time and space. Checksums find what a disk has changed.
+def _parquet_options(*, lasting: bool) -> dict[str, Any]:
+    # Ids are random: a dictionary of them costs time and space. Checksums find what a disk has changed. A batch is read
+    # once and removed within the minute, which is not worth the time that compressing it takes.
     return {
-        "compression": "zstd",
-        "compression_level": 1,
+        "compression": "zstd" if lasting else "none",
+        "compression_level": 1 if lasting else None,
         "use_dictionary": [
             "status", "payouts", "payout_numerators.list.element", "payout_denominator", "winning_index",
             "block_number", "fetched_at", "error",
@@ -1239,39 +1241,58 @@ def _packed_column(column: Any) -> tuple[bytes, list[str]]:
 
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
+    plain = _packed_if_plain(column)
+    if plain is not None:
+        return plain, []
     good = pc.fill_null(pc.match_substring_regex(column, r"\A[0-9a-f]{64}\z"), False)
-    odd: list[str] = []
-    if not pc.all(good, min_count=0).as_py():
-        odd = [str(value) for value in column.filter(pc.invert(good)).to_pylist()]
-        column = column.filter(good)
+    odd = [str(value) for value in column.filter(pc.invert(good)).to_pylist()]
+    return _packed_if_plain(column.filter(good)) or b"", odd
+
+
+def _packed_if_plain(column: Any) -> bytes | None:
+    """The ids of a string array, packed; None where one of them is no normalised id."""
+    import numpy as np
+
+    if column.null_count:
+        return None
     if not len(column):
-        return b"", odd
-    # All lengths are 64, so the digits lie one after the other from the first value's place on.
+        return b""
     _, places, digits = column.buffers()
-    first = int.from_bytes(places.slice(column.offset * 4, 4).to_pybytes(), sys.byteorder)
-    return binascii.unhexlify(digits.slice(first, ID_DIGITS * len(column))), odd
+    ends = np.frombuffer(places, dtype=np.int32)[column.offset : column.offset + len(column) + 1]
+    if not bool((np.diff(ends) == ID_DIGITS).all()):
+        return None
+    # All lengths are 64, so the digits lie one after the other from the first value's place on.
+    text = digits.slice(int(ends[0]), ID_DIGITS * len(column)).to_pybytes()
+    return None if text.translate(None, _HEX_DIGITS) else binascii.unhexlify(text)
+
+
+def _packed_rows(table: pa.Table) -> tuple[bytes, str | None]:
+    """The ids of a table, packed, and why its rows cannot be rows of a ledger (None: they can)."""
+    if not table.schema.remove_metadata().equals(ledger_schema()):
+        return b"", f"its columns are {', '.join(f'{item.name} {item.type}' for item in table.schema)}"[:500]
+    packed, odd = _packed_column(table["condition_id"])
+    if odd:
+        return packed, f"{len(odd)} ids are not 64 lower-case hex digits, the first is {odd[0][:80]!a}"
+    return packed, _fault_in_rows(table)
 
 
 def _fault_in_rows(table: pa.Table) -> str | None:
-    """Why a table cannot be rows of a ledger; None if it can."""
+    """What in the columns beside the id cannot be in a ledger; None if all of it can."""
     import numpy as np
-    import pyarrow as pa
     import pyarrow.compute as pc
 
-    if not table.schema.remove_metadata().equals(ledger_schema()):
-        return f"its columns are {', '.join(f'{item.name} {item.type}' for item in table.schema)}"[:500]
-    odd = _packed_column(table["condition_id"].combine_chunks())[1] if table.num_rows else []
-    if odd:
-        return f"{len(odd)} ids are not 64 lower-case hex digits, the first is {odd[0][:80]!a}"
     status = table["status"].combine_chunks()
-    if status.null_count or not pc.all(pc.is_in(status, pa.array(STATUSES, pa.string())), min_count=0).as_py():
+    if status.null_count or not set(status.unique().to_pylist()) <= set(STATUSES):
         return f"a status is none of {', '.join(STATUSES)}"
     resolved = pc.equal(status, "resolved")
+
+    def is_there(name: str) -> Any:
+        return pc.is_valid(table[name].combine_chunks())
+
     for name in ("payout_numerators", "payout_denominator", "winning_index"):
-        if not pc.all(pc.equal(pc.is_valid(table[name]), resolved), min_count=0).as_py():
+        if not is_there(name).equals(resolved):
             return f"{name} has to be there for resolved ids and for no others"
-    with_error = pc.is_in(status, pa.array(ERROR_STATUSES, pa.string()))
-    if not pc.all(pc.equal(pc.is_valid(table["error"]), with_error), min_count=0).as_py():
+    if not is_there("error").equals(pc.or_(*(pc.equal(status, name) for name in ERROR_STATUSES))):
         return "error has to be there for invalid and failed ids and for no others"
     vectors = table["payout_numerators"].combine_chunks().filter(resolved)
     if not len(vectors):
