@@ -12,7 +12,9 @@ import gc
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from itertools import islice
@@ -361,7 +363,8 @@ async def _ask_all(work: _Work, client: GoldskyClient, running: RunningLedger, t
         jobs = iter([index for index in _prefixes(work) if index not in done])
         ask = _scan_prefix
 
-    storing = _Storing()
+    allowed = work.settings.goldsky_concurrent_requests
+    storing = _Storing(1 if work.ledger.store.local_path() is not None else allowed)
     suspects = _Suspects(work, running)
 
     async def lane() -> None:
@@ -379,15 +382,22 @@ async def _ask_all(work: _Work, client: GoldskyClient, running: RunningLedger, t
 
 
 class _Storing:
-    """Batches on their way to disk. A fault among them is known at once, and what was answered is kept in any case."""
+    """Batches on their way to disk. A fault among them is known at once, and what was answered is kept in any case.
 
-    def __init__(self) -> None:
+    ``threads``: one for a disk, since each more takes turns with the others and with the event loop, and a batch is ready
+    later; where a write waits for the network, several.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="storing")
         self._under_way: set[asyncio.Future[None]] = set()
         self.fault: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def begin(self, store: Callable[[], None]) -> asyncio.Future[None]:
         """Run ``store`` in a thread."""
-        batch: asyncio.Future[None] = asyncio.ensure_future(asyncio.to_thread(store))
+        batch: asyncio.Future[None] = asyncio.get_running_loop().run_in_executor(
+            self._threads, copy_context().run, store
+        )
         self._under_way.add(batch)
         batch.add_done_callback(self._ended)
         return batch
@@ -401,6 +411,7 @@ class _Storing:
     async def end(self) -> None:
         """Wait for what is under way; faults have been told already."""
         await asyncio.gather(*self._under_way, return_exceptions=True)
+        self._threads.shutdown(wait=False)
         if self.fault.done():
             self.fault.exception()
 
