@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
@@ -18,7 +19,7 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
-from benchmarks import data, measure, ui
+from benchmarks import data, measure, ui, verify
 from benchmarks.measure import Measured
 
 _READY_SECONDS = 90.0
@@ -30,6 +31,7 @@ _USERS_TABLES = (
     "resolved_at Nullable(DateTime), updated_at DateTime, source LowCardinality(String), version UInt8) "
     "ENGINE = ReplacingMergeTree(updated_at) ORDER BY condition_id_norm",
 )
+_NOT_COMPARED = "not compared with the truth"
 _ASSETS = ("goldsky_payouts", "resolutions_external_ingest", "vw_resolutions_truth")
 
 
@@ -82,12 +84,12 @@ class Server:
 
 @dataclass
 class Run:
-    """One run of the pipeline: what it cost, what the server saw, whether the truth was stored."""
+    """One run of the pipeline: what it cost, what the server saw, whether the truth was stored (`Harness.settle`)."""
 
     measured: Measured
     report: Report
     runtime: Path
-    wrong: str
+    wrong: str = _NOT_COMPARED
     work_wall: float = 0.0
     work_cpu: float = 0.0
 
@@ -129,14 +131,27 @@ class Run:
         return sum(1 for entry in self.report.batches if entry[1] <= end)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass
 class Work:
     """One run of ``benchmarks.work``: seconds of all of it, and (wall, CPU) of each part."""
 
     wall: float
     cpu: float
     parts: dict[str, list[float]]
-    wrong: str
+    runtime: Path
+    wrong: str = _NOT_COMPARED
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """A run whose rows are still to be compared with the truth. ``fault``: what is known to be wrong without that."""
+
+    run: Run | Work
+    fault: str = ""
+    ids: Path | None = None
+    url: str | None = None
+    view: bool = True
+    keep: bool = False
 
 
 class Harness:
@@ -148,6 +163,7 @@ class Harness:
         self.bin = self.python.parent
         self.kept: Path | None = None
         self._count = 0
+        self._to_compare: list[_Comparison] = []
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Harness:
@@ -168,7 +184,11 @@ class Harness:
     def write_ids(self, count: int) -> Path:
         """The input file of so many ids."""
         path = self.place / f"ids-{count}.txt"
-        return path if path.exists() else data.write_ids(path, count)
+        return path if path.exists() else self._with_truth(data.write_ids(path, count))
+
+    def _with_truth(self, ids: Path) -> Path:
+        ids.with_suffix(".truth").write_text(json.dumps(verify.truth_of(data.read_ids(ids))), encoding="ascii")
+        return ids
 
     @contextlib.contextmanager
     def prepared(self, ids: Path) -> Iterator[Server]:
@@ -242,15 +262,23 @@ class Harness:
             **more,
         }
 
-    def _verify(self, runtime: Path, ids: Path | None = None, url: str | None = None) -> str:
-        command = [
-            str(self.python),
-            "-m",
-            "benchmarks.verify",
-            str(ids or self.ids),
-            str(runtime),
-            *([url] if url else []),
-        ]
+    def settle(self) -> None:
+        """Compare what the runs since the last call have stored with the truth, two at a time; right ones are removed."""
+        waiting, self._to_compare = self._to_compare, []
+        with ThreadPoolExecutor(2) as pool:
+            for comparison, wrong in zip(waiting, pool.map(self._compare, waiting), strict=True):
+                comparison.run.wrong = "; ".join(filter(None, (comparison.fault, wrong)))
+                runtime = comparison.run.runtime
+                if comparison.keep:
+                    self.kept = runtime
+                elif not comparison.run.wrong and runtime != self.kept:
+                    shutil.rmtree(runtime, ignore_errors=True)
+
+    def _compare(self, comparison: _Comparison) -> str:
+        ids = comparison.ids or self.ids
+        command = [str(self.python), "-m", "benchmarks.verify", str(ids), str(comparison.run.runtime)]
+        command += [comparison.url] if comparison.url else []
+        command += ["--truth", str(ids.with_suffix(".truth"))] + ([] if comparison.view else ["--no-view"])
         ended = subprocess.run(command, cwd=self.root, capture_output=True, text=True, timeout=300, check=False)
         said = ended.stdout.strip().splitlines()[-1:] or [
             ended.stderr.strip().splitlines()[-1][:300] or "nothing was said"
@@ -284,32 +312,13 @@ class Harness:
             pss=pss,
             timeout=timeout,
         )
-        return self._judged(measured, runtime, ids, url, server, keep, since)
-
-    def _judged(
-        self,
-        measured: Measured,
-        runtime: Path,
-        ids: Path | None,
-        url: str | None,
-        server: Server | None,
-        keep: bool,
-        since: float,
-    ) -> Run:
-        report = (server or self.server).report()
-        wrong = self._verify(runtime, ids, *([url] if url else []))
+        run = Run(measured, (server or self.server).report(), runtime)
+        run.work_wall, run.work_cpu = _span_of(runtime, since, measured)
+        fault = ""
         if measured.exit_code != 0:
             lines = [line.strip() for line in measured.output.splitlines() if "FAILED" in line or "rror" in line]
-            wrong = f"exit code {measured.exit_code}: {' | '.join(lines)[:300]}; {wrong}"
-        run = Run(measured, report, runtime, wrong)
-        first, last = _work_between(runtime, since)
-        if first and last:
-            run.work_wall = last - first
-            run.work_cpu = measured.cpu_before(last) - measured.cpu_before(first)
-        if keep:
-            self.kept = runtime
-        elif not wrong and runtime != self.kept:
-            shutil.rmtree(runtime, ignore_errors=True)
+            fault = f"exit code {measured.exit_code}: {' | '.join(lines)[:300]}"
+        self._to_compare.append(_Comparison(run, fault, ids, url, keep=keep))
         return run
 
     def killed_and_resumed(self, more: Mapping[str, str], at: int) -> tuple[Run, Run]:
@@ -332,7 +341,7 @@ class Harness:
             log=runtime.with_suffix(".killed.log"),
             meanwhile=kill,
         )
-        killed = Run(measured, self.server.report(), runtime, "")
+        killed = Run(measured, self.server.report(), runtime)
         before = len(killed.report.log)
         again = self.backfill("killed", more, runtime=runtime)
         again.report = Report(again.report.log[before:], again.report.most)
@@ -343,8 +352,10 @@ class Harness:
         runtime = self._fresh("one-worker")
         since = time.time()
         chunk = self.place / "ids-chunk.txt"
-        ids = data.read_ids(self.ids)
-        chunk.write_text("\n".join(ids[: -(-len(ids) // 4)]) + "\n", encoding="ascii")
+        if not chunk.exists():
+            ids = data.read_ids(self.ids)
+            chunk.write_text("\n".join(ids[: -(-len(ids) // 4)]) + "\n", encoding="ascii")
+            self._with_truth(chunk)
         select = "goldsky_payouts,resolutions_external_ingest"
         measured = measure.run(
             [
@@ -362,12 +373,10 @@ class Harness:
             cwd=self.place,
             log=runtime.with_suffix(".log"),
         )
-        report = self.server.report()
-        wrong = (
-            self._verify(runtime, chunk, "--no-view") if measured.exit_code == 0 else f"exit code {measured.exit_code}"
-        )
-        run = Run(measured, report, runtime, wrong)
+        run = Run(measured, self.server.report(), runtime)
         run.work_wall, run.work_cpu = _span_of(runtime, since, measured)
+        fault = "" if measured.exit_code == 0 else f"exit code {measured.exit_code}"
+        self._to_compare.append(_Comparison(run, fault, chunk, view=False))
         return run
 
     def trivial(self) -> float:
@@ -415,10 +424,9 @@ class Harness:
         if ended.returncode != 0:
             raise RuntimeError(f"benchmarks.work failed:\n{ended.stderr[-2000:]}")
         found = json.loads(ended.stdout)
-        wrong = self._verify(runtime) or ", ".join(found["failed"])
-        if not wrong:
-            shutil.rmtree(runtime, ignore_errors=True)
-        return Work(found["wall"], found["cpu"], found["parts"], wrong)
+        work = Work(found["wall"], found["cpu"], found["parts"], runtime)
+        self._to_compare.append(_Comparison(work, ", ".join(found["failed"])))
+        return work
 
     def seconds(self, command: Sequence[str]) -> float:
         """Wall seconds of a command that has to succeed."""
@@ -455,8 +463,9 @@ class Harness:
         with ui.dagster_dev(self.python, "payout_pipeline.definitions", env, self.place, log) as port:
             time.sleep(5)
             seconds, status = ui.backfill(port, _ASSETS, _partitions(), 420)
-        measured = Measured(seconds, 0.0, 0, since, "", 0, 0)
-        return Run(measured, self.server.report(), runtime, self._verify(runtime)), status
+        run = Run(Measured(seconds, 0.0, 0, since, "", 0, 0), self.server.report(), runtime)
+        self._to_compare.append(_Comparison(run))
+        return run, status
 
     # --- dlt ----------------------------------------------------------------------------------------------------
 

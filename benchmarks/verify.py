@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -42,15 +43,20 @@ def stored(runtime: Path, url: str | None, view: bool) -> dict[str, tuple[int, s
         client.close()
 
 
-def judge(ids: list[str], runtime: Path, url: str | None, view: bool = True) -> list[str]:
-    """Everything that is wrong, empty where nothing is."""
+def truth_of(ids: list[str]) -> dict[str, Any]:
+    """What has to be stored of these ids: ``rows``, their ``digest``, and how many ids have each of the ``statuses``."""
     lines = list(data.truth_lines(ids))
-    truth = (len(lines), hashlib.sha256("".join(lines).encode()).hexdigest())
+    digest = hashlib.sha256("".join(lines).encode()).hexdigest()
+    return {"rows": len(lines), "digest": digest, "statuses": data.statuses(ids)}
+
+
+def judge(ids: list[str], truth: dict[str, Any], runtime: Path, url: str | None, view: bool = True) -> list[str]:
+    """Everything that is wrong, empty where nothing is."""
     wrong = []
-    for table, found in stored(runtime, url, view).items():
-        if found != truth:
-            kind = "other rows" if found[0] == truth[0] else f"{found[0]:,} rows"
-            wrong.append(f"{table} has {kind}, the truth has {truth[0]:,}")
+    for table, (rows, digest) in stored(runtime, url, view).items():
+        if (rows, digest) != (truth["rows"], truth["digest"]):
+            kind = "other rows" if rows == truth["rows"] else f"{rows:,} rows"
+            wrong.append(f"{table} has {kind}, the truth has {truth['rows']:,}")
     ledgers = sorted((runtime / "goldsky_payouts").glob("*/ledger.parquet"))
     counts: dict[str, int] = {}
     seen: list[str] = []
@@ -61,8 +67,8 @@ def judge(ids: list[str], runtime: Path, url: str | None, view: bool = True) -> 
             counts[pair["values"]] = counts.get(pair["values"], 0) + pair["counts"]
     if sorted(seen) != sorted(ids):
         wrong.append(f"the ledger has {len(seen):,} rows of {len(set(seen)):,} ids, the input {len(ids):,}")
-    if counts != data.statuses(ids):
-        wrong.append(f"the ledger counts {counts}, the truth is {data.statuses(ids)}")
+    if counts != truth["statuses"]:
+        wrong.append(f"the ledger counts {counts}, the truth is {truth['statuses']}")
     return wrong
 
 
@@ -73,8 +79,11 @@ def main() -> None:
     parser.add_argument("runtime", type=Path)
     parser.add_argument("url", nargs="?")
     parser.add_argument("--no-view", action="store_true", help="one worker alone: the view is not there yet")
+    parser.add_argument("--truth", type=Path, help="JSON of truth_of(IDS), where it was made before")
     options = parser.parse_args()
-    wrong = judge(data.read_ids(options.ids), options.runtime, options.url, not options.no_view)
+    ids = data.read_ids(options.ids)
+    truth = json.loads(options.truth.read_text()) if options.truth else truth_of(ids)
+    wrong = judge(ids, truth, options.runtime, options.url, not options.no_view)
     sys.stdout.write("; ".join(wrong) or "right")
     sys.stdout.flush()
 
