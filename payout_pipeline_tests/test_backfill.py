@@ -16,6 +16,7 @@ from payout_pipeline_tests.chaos.world import ask_front, world
 pytestmark = pytest.mark.xdist_group("chaos")
 
 
+@pytest.mark.slow
 def test_c5_a_table_that_cannot_hold_the_vectors_ends_the_backfill_before_any_run_and_request(tmp_path, nursery):  # noqa: F811
     with world(tmp_path, nursery, ids=200, front=True) as place:
         assert place.front is not None

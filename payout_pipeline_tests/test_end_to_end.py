@@ -31,7 +31,7 @@ def split_unknown(real_data: Path, directory: Path) -> tuple[Path, int]:
     return file, len(unknown[::2])
 
 
-@pytest.mark.parametrize("schema", ["payouts", "numerators"])
+@pytest.mark.parametrize("schema", ["payouts", pytest.param("numerators", marks=pytest.mark.slow)])
 def test_the_backfill_command_stores_all_real_vectors_and_a_second_run_changes_nothing(tmp_path, real_data, schema):
     unresolved, unresolved_count = split_unknown(real_data, tmp_path)
     truth = truth_of(real_data / "resolutions.csv")
@@ -178,7 +178,9 @@ def _until_idle(server: SubgraphServer, seconds: float = 1.0) -> None:
             count, since = len(server.log), time.monotonic()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
+)
 def test_b2_a_signal_ends_the_backfill_in_order_and_it_is_continued(tmp_path, number, code):
     server, place, truth = _generated(tmp_path, 3_000, latency=0.2)
     place.extra.update(GOLDSKY_BATCH_SIZE="100", GOLDSKY_CONCURRENT_REQUESTS="2", PAYOUT_WORKERS="2")
@@ -272,6 +274,7 @@ def test_a_target_table_that_cannot_hold_the_vectors_is_refused_with_the_ddl_bef
         assert len(server.log) == 0
 
 
+@pytest.mark.slow
 def test_a7_ids_that_answers_leave_out_without_a_word_are_found_by_a_second_answer(tmp_path):
     server, place, truth = _generated(tmp_path, 6_000)
     place.extra.update(GOLDSKY_BATCH_SIZE="300", PAYOUT_WORKERS="1")
@@ -284,6 +287,7 @@ def test_a7_ids_that_answers_leave_out_without_a_word_are_found_by_a_second_answ
     assert place.stored() == truth
 
 
+@pytest.mark.slow
 def test_a9_a_deployment_that_moved_between_interruption_and_continuation_means_a_new_snapshot(tmp_path):
     server, place, truth = _generated(tmp_path, 2_000, latency=0.5)
     place.extra.update(GOLDSKY_BATCH_SIZE="50", GOLDSKY_CONCURRENT_REQUESTS="2", PAYOUT_WORKERS="1")

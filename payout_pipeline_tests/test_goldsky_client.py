@@ -412,7 +412,7 @@ def test_a10_silence_and_resets_lose_nothing(
     assert_true(fetch(server.url, tmp_path, ids, timeout_seconds=1.0), ids, truth)
 
 
-@pytest.mark.parametrize("mode", ["status", "drop"])
+@pytest.mark.parametrize("mode", [pytest.param("status", marks=pytest.mark.slow), "drop"])
 def test_a11_an_outage_is_waited_for_together_and_burns_no_retries(
     server: SubgraphServer, tmp_path: Path, ids: list[str], truth: dict[str, Any], mode: str,
     caplog: pytest.LogCaptureFixture,

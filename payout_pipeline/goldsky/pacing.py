@@ -236,7 +236,8 @@ class Rules:
     def of(cls, limit: RateLimitLike) -> Rules:
         milliseconds = limit.seconds * 1000
         gap = min(_GAP_SHARE * milliseconds / limit.requests, _LONGEST_GAP_MS)
-        return cls(limit.requests, int(-(-milliseconds // 1)) + GUARD_MS, gap)
+        # Stamps are whole milliseconds: of a smaller distance nothing can be seen but that two have the same one.
+        return cls(limit.requests, int(-(-milliseconds // 1)) + GUARD_MS, gap if gap >= 1 else 0.0)
 
 
 def admit(tx: Transaction, rules: Rules, name: str, lease_ms: int, *, is_probe: bool = False) -> Admission:
