@@ -484,14 +484,14 @@ class Harness:
         (venv / ".installed").touch()
         return True
 
-    def dlt(self, name: str) -> tuple[Measured, str]:
+    def dlt(self, name: str, server: Server) -> tuple[Measured, str]:
         """One run of the dlt pipeline; what it delivered, in words."""
         import pyarrow.dataset
 
         place = self._fresh(name)
         python = self.root / ".venv-dlt" / "bin" / "python"
         measured = measure.run(
-            [str(python), "-m", "benchmarks.dlt_pipeline", self.server.endpoint, str(self.ids), str(place)],
+            [str(python), "-m", "benchmarks.dlt_pipeline", server.endpoint, str(self.ids), str(place)],
             env={**self._env(place, {}), "RUNTIME__DLTHUB_TELEMETRY": "false"},
             cwd=self.root,
             log=place.with_suffix(".log"),

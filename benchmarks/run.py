@@ -25,12 +25,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import data
-from benchmarks.harness import Harness, Run, Work
+from benchmarks.harness import Harness, Run, Server, Work
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results.json"
 FLOOR = 30.0  # 172 to 200 requests at 50 in any 10 s: three full windows have to pass before the last one opens
 
+_MILLIONS = 2_000_000
 _FEWER = 3  # samples where a run takes half a minute, or where the figure has no bar of its own
 
 
@@ -67,6 +68,7 @@ class Bench:
         self.h = harness
         self.samples = samples
         self.figures: list[Figure] = []
+        self.meanwhile: list[Callable[[Bench], None]] = []
         self._trivial: list[float] = []
         self._full: list[Run] = []
         self._unlimited: list[Run] = []
@@ -78,10 +80,14 @@ class Bench:
         sys.stdout.flush()
 
     def trivial(self) -> float:
-        """Seconds of the trivial asset; measured beside each regime that is compared with it."""
+        """Seconds of the trivial asset; measured before each run of R2."""
         seconds = self.h.trivial()
         self._trivial.append(seconds)
         return seconds
+
+    def usual_trivial(self) -> float:
+        """The median of what was measured of it, where a regime does not pair it with each run."""
+        return _median(self._trivial or [self.trivial() for _ in range(self.samples)])
 
     # --- regimes ------------------------------------------------------------------------------------------------
 
@@ -188,7 +194,7 @@ class Bench:
                 )
             )
         wrong = _wrong(runs)
-        trivial = _median(self._trivial) if self._trivial else self.trivial()
+        trivial = self.usual_trivial()
         over = [run.measured.wall - trivial for run in runs]
         self.add(
             Figure(
@@ -231,7 +237,7 @@ class Bench:
             small = self.h.backfill("server", {"CLICKHOUSE_HOST": url, "PAYOUT_PNL_VIEW": ""}, pss=True, url=url)
             self.h.settle()
         self.add(_memory_figure("Peak memory, ClickHouse as a server", small, 450))
-        millions = self.h.write_ids(2_000_000)
+        millions = self.h.write_ids(_MILLIONS)
         with self.h.prepared(millions) as server, self.h.clickhouse() as url:
             large = self.h.backfill(
                 "millions",
@@ -260,7 +266,7 @@ class Bench:
                     wrong,
                 )
             )
-        slow = (large.work_wall / 2_000_000) / (small.work_wall / data.IDS)
+        slow = (large.work_wall / _MILLIONS) / (small.work_wall / data.IDS)
         self.add(
             Figure(
                 "R0 time per id at 2 M ids",
@@ -318,12 +324,13 @@ class Bench:
 
     def refresh(self) -> None:
         """``refetch: unresolved`` when three quarters are resolved."""
-        self.h.server.configure()
-        full = self.h.backfill("refresh", {}, keep=True)
-        self.h.settle()
-        self.h.server.configure()
-        again = self.h.backfill("refresh", {}, arguments=("--refetch", "unresolved"), runtime=full.runtime)
-        self.h.settle()
+        with self.h.prepared(self.h.ids) as server:
+            full = self.h.backfill("refresh", {}, keep=True, server=server)
+            self.h.settle()
+            server.configure()
+            arguments = ("--refetch", "unresolved")
+            again = self.h.backfill("refresh", {}, arguments=arguments, runtime=full.runtime, server=server)
+            self.h.settle()
         self.add(
             Figure(
                 "Refresh (refetch: unresolved): requests",
@@ -342,13 +349,12 @@ class Bench:
         """``dagster asset materialize`` of one partition at the limit, with 300 ms latency."""
         runs: list[Run] = []
         over: list[float] = []
-        trivials: list[float] = []
+        trivial = self.usual_trivial()
         for _ in range(self.samples):
-            trivials.append(self.trivial())
             self.h.server.configure(latency=0.3, requests=50, seconds=10)
             run = self.h.materialize("worker_1_of_4", {"GOLDSKY_RATE_LIMIT": "50/10s"})
             runs.append(run)
-            over.append(run.measured.wall - run.span - trivials[-1])
+            over.append(run.measured.wall - run.span - trivial)
         self.h.settle()
         self.add(
             Figure(
@@ -357,8 +363,7 @@ class Bench:
                 _median(over),
                 4,
                 "s",
-                f"{_walls(runs):.1f} s; trivial {_median(trivials):.1f} s, "
-                f"requests {_median(r.span for r in runs):.1f} s",
+                f"{_walls(runs):.1f} s; trivial {trivial:.1f} s, requests {_median(r.span for r in runs):.1f} s",
                 over,
                 "",
                 _wrong(runs),
@@ -368,13 +373,15 @@ class Bench:
     def from_the_ui(self) -> None:
         """All workers launched through the webserver's GraphQL; the daemon waits 30 s between its rounds, so once.
 
-        The yardstick waits at the same time: both do next to nothing but wait for their daemons.
+        Its yardstick waits at the same time, and ``meanwhile`` is measured: counts of requests, and times with room.
         """
         self.h.server.configure(latency=0.3, requests=50, seconds=10)
-        with ThreadPoolExecutor(1) as beside:
-            yardstick = beside.submit(self.h.ui_noop)
-            run, status = self.h.ui_backfill({"GOLDSKY_RATE_LIMIT": "50/10s"})
-            noop, noop_status = yardstick.result()
+        with ThreadPoolExecutor(2) as waiting:
+            yardstick = waiting.submit(self.h.ui_noop)
+            ours = waiting.submit(self.h.ui_backfill, {"GOLDSKY_RATE_LIMIT": "50/10s"})
+            for regime in self.meanwhile:
+                regime(self)
+            (noop, noop_status), (run, status) = yardstick.result(), ours.result()
         self.h.settle()
         wrong = run.wrong or (
             "" if "SUCCESS" in status and "SUCCESS" in noop_status else f"{status}, no-op {noop_status}"
@@ -426,31 +433,11 @@ class Bench:
 
     def dlt(self) -> None:
         """The same ids from the same server by a dlt pipeline; it writes Parquet and nothing else."""
-        if not self.h.make_dlt():
-            self.add(Figure("dlt", "", None, None, "s", note="dlt could not be installed"))
-            return
         self.h.server.configure()
-        free = self.h.dlt("dlt-free")
-        self.h.server.configure(latency=0.3, requests=50, seconds=10)
-        limited = self.h.dlt("dlt-limited")
-        refused = self.h.server.report().refused
+        self._dlt("no limit", self.h.server)
         self.h.server.configure()
         ours = self._unlimited[0] if self._unlimited else self.h.backfill("beside-dlt", {}, pss=True)
         self.h.settle()
-        for name, run in (("no limit", free), ("50/10 s, 300 ms", limited)):
-            measured, rows = run
-            self.add(
-                Figure(
-                    f"dlt to Parquet, {name}",
-                    "wall of the whole command",
-                    measured.wall,
-                    None,
-                    "s",
-                    f"CPU {measured.cpu:.1f} s, {measured.peak_rss / 2**20:.0f} MB",
-                    (),
-                    f"{rows}{f', {refused} answers of 429' if run is limited else ''}; exit code {measured.exit_code}",
-                )
-            )
         self.add(
             Figure(
                 "payout-pipeline backfill, no limit",
@@ -465,19 +452,51 @@ class Bench:
             )
         )
 
+    def dlt_limited(self) -> None:
+        """dlt at the limit, with 300 ms latency."""
+        with self.h.prepared(self.h.ids) as server:
+            server.configure(latency=0.3, requests=50, seconds=10)
+            self._dlt("50/10 s, 300 ms", server)
+
+    def _dlt(self, name: str, server: Server) -> None:
+        if not self.h.make_dlt():
+            self.add(Figure(f"dlt, {name}", "", None, None, "s", note="dlt could not be installed"))
+            return
+        measured, rows = self.h.dlt(f"dlt-{len(self.figures)}", server)
+        refused = server.report().refused
+        self.add(
+            Figure(
+                f"dlt to Parquet, {name}",
+                "wall of the whole command",
+                measured.wall,
+                None,
+                "s",
+                f"CPU {measured.cpu:.1f} s, {measured.peak_rss / 2**20:.0f} MB",
+                (),
+                f"{rows}{f', {refused} answers of 429' if refused else ''}; exit code {measured.exit_code}",
+            )
+        )
+
+    def ids_of_memory(self) -> None:
+        """The two million ids and their truth, which ``memory`` needs; no figure."""
+        self.h.write_ids(_MILLIONS)
+
 
 REGIMES: dict[str, Callable[[Bench], None]] = {
     "limited": Bench.limited,
+    "one_worker": Bench.one_worker,
     "latency": Bench.latency,
     "unlimited": Bench.unlimited,
-    "commands": Bench.commands,
-    "refresh": Bench.refresh,
-    "one_worker": Bench.one_worker,
     "resume": Bench.resume,
-    "memory": Bench.memory,
     "dlt": Bench.dlt,
     "ui": Bench.from_the_ui,
+    "commands": Bench.commands,
+    "refresh": Bench.refresh,
+    "dlt_limited": Bench.dlt_limited,
+    "memory": Bench.memory,
 }
+#: Measured while the UI's daemon waits, where both are chosen: no time among them is near its bar.
+_BESIDE_THE_UI = ("commands", "refresh", "dlt_limited")
 
 
 def _median(values: Iterable[float]) -> float:
@@ -541,6 +560,19 @@ def _machine() -> dict[str, Any]:
     }
 
 
+def _said(name: str) -> Callable[[Bench], None]:
+    """The regime, with its name before its figures and its seconds behind them."""
+
+    def regime(bench: Bench) -> None:
+        sys.stdout.write(f"{name}: {(REGIMES[name].__doc__ or '').strip().splitlines()[0]}\n")
+        sys.stdout.flush()
+        began = time.monotonic()
+        REGIMES[name](bench)
+        sys.stdout.write(f"  ({name}: {time.monotonic() - began:.0f} s)\n")
+
+    return regime
+
+
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -566,12 +598,12 @@ def main() -> None:
     try:
         with Harness(ROOT, place) as harness:
             bench = Bench(harness, samples)
-            for name in chosen:
-                sys.stdout.write(f"{name}: {(REGIMES[name].__doc__ or '').strip()}\n")
-                sys.stdout.flush()
-                began = time.monotonic()
-                REGIMES[name](bench)
-                sys.stdout.write(f"  ({time.monotonic() - began:.0f} s)\n")
+            beside = [name for name in _BESIDE_THE_UI if name in chosen and "ui" in chosen]
+            bench.meanwhile = [_said(name) for name in beside]
+            if "ui" in chosen and "memory" in chosen:
+                bench.meanwhile.append(Bench.ids_of_memory)
+            for name in [name for name in chosen if name not in beside]:
+                _said(name)(bench)
     finally:
         if options.directory is None:
             shutil.rmtree(place, ignore_errors=True)
