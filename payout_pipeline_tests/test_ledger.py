@@ -746,6 +746,32 @@ def test_no_change_of_bytes_on_disk_is_ever_believed(
     assert stored(ledger) == expected(ids)
 
 
+_IDS = st.sampled_from(make_ids(4))
+
+
+@given(
+    before=st.lists(_IDS, max_size=3),
+    column=st.lists(
+        st.one_of(
+            _IDS, _IDS, _IDS.map(str.upper), _IDS.map(lambda i: i[:-1] + "g"), st.sampled_from(["", "0x"]), st.none()
+        ),
+        max_size=5,
+    ),
+    cut=st.booleans(),
+)
+@example(before=[], column=["0" * 63, "0" * 65], cut=False)  # as many digits as two ids have
+@example(before=["0" * 64], column=["é" * 32], cut=True)  # as many bytes
+def test_ids_are_packed_or_named_as_odd_wherever_their_column_begins(
+    before: list[str], column: list[str | None], cut: bool
+) -> None:
+    array: Any = pa.array([*before, *column], pa.string()).slice(len(before))
+    packed, odd = ledger_module._packed_column(pa.chunked_array([array[:2], array[2:]]) if cut else array)
+
+    good = [i for i in column if i is not None and len(i) == 64 and set(i) <= set("0123456789abcdef")]
+    assert packed == pack_ids(good)
+    assert odd == [str(i) for i in column if i not in good]
+
+
 # ------------------------------------------------------------------------------------------------- accounting
 
 
