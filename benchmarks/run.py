@@ -404,9 +404,9 @@ class Bench:
         """report, status and doctor on a full-size runtime directory, beside the import of Dagster."""
         runtime = self.h.kept
         if runtime is None:
-            self.h.server.configure()
-            self.h.backfill("commands", {}, keep=True)
-            self.h.settle()
+            with self.h.prepared(self.h.ids) as server:
+                self.h.backfill("commands", {}, keep=True, server=server)
+                self.h.settle()
             runtime = self.h.kept
         imports = [self.h.seconds([str(self.h.python), "-c", "import dagster"]) for _ in range(self.samples)]
         base = _median(imports)
