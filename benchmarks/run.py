@@ -32,7 +32,7 @@ RESULTS = Path(__file__).resolve().parent / "results.json"
 FLOOR = 30.0  # 172 to 200 requests at 50 in any 10 s: three full windows have to pass before the last one opens
 
 _MILLIONS = 2_000_000
-_FEWER = 3  # samples where a run takes half a minute, or where the figure has no bar of its own
+_FEWER = 3  # samples where a run takes half a minute, or is nowhere near its bar
 
 
 @dataclass
@@ -166,14 +166,13 @@ class Bench:
         runs: list[Run] = []
         works: list[Work] = []
         bares: list[dict[str, float]] = []
-        for number in range(self.samples):
+        for _ in range(self.samples):
             self.h.server.configure()
             bares.append(self.h.bare_loop())
             self.h.server.configure()
             works.append(self.h.work())
-            if number < _FEWER:
-                self.h.server.configure()
-                runs.append(self.h.backfill("unlimited", {}, keep=number == 0, pss=number == 0))
+        self.h.server.configure()
+        runs.append(self.h.backfill("unlimited", {}, keep=True, pss=True))
         self.h.settle()
         self._unlimited = runs
         wrong_work = "; ".join(sorted({work.wrong for work in works if work.wrong}))
@@ -412,7 +411,7 @@ class Bench:
         base = _median(imports)
         for command in ("report", "status", "doctor"):
             times, wrong = [], ""
-            for _ in range(self.samples):
+            for _ in range(min(_FEWER, self.samples)):
                 run = self.h.command([command], runtime)
                 times.append(run.wall - base)
                 if run.exit_code != 0:

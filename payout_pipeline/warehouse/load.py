@@ -162,8 +162,11 @@ def slices(batches: Iterable[pa.RecordBatch], rows: int = SLICE_ROWS) -> Iterato
 
 def _give_back() -> None:
     """Return to the system what the step before has freed: 20 MB of a worker with half a million ids."""
+    import gc
+
     import pyarrow as pa
 
+    gc.collect(1)  # of the young ones only: tables of the last slice that are part of a cycle
     pa.default_memory_pool().release_unused()
 
 
