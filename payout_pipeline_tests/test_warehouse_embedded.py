@@ -304,8 +304,10 @@ def test_a_program_that_does_not_take_turns_is_named(runtime: Path) -> None:
 
 
 def test_a_signal_ends_a_process_that_has_the_engine_open(runtime: Path) -> None:
+    # What a shell starts in the background, this test too, ignores SIGINT, and so does everything below it.
+    as_in_the_foreground = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
     for number in (signal.SIGTERM, signal.SIGINT):
-        holder = start(HOLD, runtime)
+        holder = start(as_in_the_foreground + HOLD, runtime)
         assert line(holder) == "open"
         holder.send_signal(number)
         assert holder.wait(20) != 0
