@@ -89,9 +89,9 @@ class Run:
     measured: Measured
     report: Report
     runtime: Path
-    wrong: str = _NOT_COMPARED
     work_wall: float = 0.0
     work_cpu: float = 0.0
+    wrong: str = _NOT_COMPARED
 
     @property
     def span(self) -> float:
@@ -312,13 +312,8 @@ class Harness:
             pss=pss,
             timeout=timeout,
         )
-        run = Run(measured, (server or self.server).report(), runtime)
-        run.work_wall, run.work_cpu = _span_of(runtime, since, measured)
-        fault = ""
-        if measured.exit_code != 0:
-            lines = [line.strip() for line in measured.output.splitlines() if "FAILED" in line or "rror" in line]
-            fault = f"exit code {measured.exit_code}: {' | '.join(lines)[:300]}"
-        self._to_compare.append(_Comparison(run, fault, ids, url, keep=keep))
+        run = Run(measured, (server or self.server).report(), runtime, *_span_of(runtime, since, measured))
+        self._to_compare.append(_Comparison(run, _fault_of(measured), ids, url, keep=keep))
         return run
 
     def killed_and_resumed(self, more: Mapping[str, str], at: int) -> tuple[Run, Run]:
@@ -373,10 +368,8 @@ class Harness:
             cwd=self.place,
             log=runtime.with_suffix(".log"),
         )
-        run = Run(measured, self.server.report(), runtime)
-        run.work_wall, run.work_cpu = _span_of(runtime, since, measured)
-        fault = "" if measured.exit_code == 0 else f"exit code {measured.exit_code}"
-        self._to_compare.append(_Comparison(run, fault, chunk, view=False))
+        run = Run(measured, self.server.report(), runtime, *_span_of(runtime, since, measured))
+        self._to_compare.append(_Comparison(run, _fault_of(measured), chunk, view=False))
         return run
 
     def trivial(self) -> float:
@@ -513,6 +506,14 @@ class Harness:
 
 def _partitions() -> list[str]:
     return [f"worker_{number}_of_4" for number in range(1, 5)]
+
+
+def _fault_of(measured: Measured) -> str:
+    """What a command that failed said; empty where it did not."""
+    if measured.exit_code == 0:
+        return ""
+    lines = [line.strip() for line in measured.output.splitlines() if "FAILED" in line or "rror" in line]
+    return f"exit code {measured.exit_code}: {' | '.join(lines)[:300]}"
 
 
 def _span_of(runtime: Path, since: float, measured: Measured) -> tuple[float, float]:

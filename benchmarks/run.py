@@ -71,7 +71,7 @@ class Bench:
         self.meanwhile: list[Callable[[Bench], None]] = []
         self._trivial: list[float] = []
         self._full: list[Run] = []
-        self._unlimited: list[Run] = []
+        self._unlimited: Run | None = None
 
     def add(self, figure: Figure) -> None:
         """Keep a figure and say it at once."""
@@ -163,7 +163,6 @@ class Bench:
 
     def unlimited(self) -> None:
         """R0: no limit, no latency: the work itself, with Dagster's five runs, and the whole command."""
-        runs: list[Run] = []
         works: list[Work] = []
         bares: list[dict[str, float]] = []
         for _ in range(self.samples):
@@ -172,9 +171,8 @@ class Bench:
             self.h.server.configure()
             works.append(self.h.work())
         self.h.server.configure()
-        runs.append(self.h.backfill("unlimited", {}, keep=True, pss=True))
+        run = self._unlimited = self.h.backfill("unlimited", {}, keep=True, pss=True)
         self.h.settle()
-        self._unlimited = runs
         wrong_work = "; ".join(sorted({work.wrong for work in works if work.wrong}))
         for what, bar, unit in (("wall", 2.0, 0), ("cpu", 2.5, 1)):
             ours, bare = [getattr(work, what) for work in works], [b[what] for b in bares]
@@ -192,40 +190,38 @@ class Bench:
                     wrong_work,
                 )
             )
-        wrong = _wrong(runs)
         trivial = self.usual_trivial()
-        over = [run.measured.wall - trivial for run in runs]
         self.add(
             Figure(
                 "R0 with Dagster: first step's start to last run's end",
                 "none",
-                _median(run.work_wall for run in runs),
+                run.work_wall,
                 None,
                 "s",
-                f"CPU {_median(run.work_cpu for run in runs):.2f} s",
-                [run.work_wall for run in runs],
+                f"CPU {run.work_cpu:.2f} s",
+                (),
                 "five runs in five processes",
-                wrong,
+                run.wrong,
             )
         )
         self.add(
             Figure(
                 "R0 whole command",
                 "trivial asset",
-                _median(over),
+                run.measured.wall - trivial,
                 20,
                 "s",
-                f"{_walls(runs):.1f} s − {trivial:.1f} s",
-                over,
+                f"{run.measured.wall:.1f} s − {trivial:.1f} s",
+                (),
                 "issue of the first version: at most 20 s more",
-                wrong,
+                run.wrong,
             )
         )
 
     def memory(self) -> None:
         """Peak memory, embedded and with ClickHouse as a server, and from 170 k ids to 2 M."""
         self.h.server.configure()
-        embedded = self._unlimited[0] if self._unlimited else self.h.backfill("memory", {}, pss=True)
+        embedded = self._unlimited or self.h.backfill("memory", {}, pss=True)
         self.h.settle()
         self.add(_memory_figure("Peak memory, embedded ClickHouse", embedded, 900))
         if not self.h.has_front:
@@ -435,7 +431,7 @@ class Bench:
         self.h.server.configure()
         self._dlt("no limit", self.h.server)
         self.h.server.configure()
-        ours = self._unlimited[0] if self._unlimited else self.h.backfill("beside-dlt", {}, pss=True)
+        ours = self._unlimited or self.h.backfill("beside-dlt", {}, pss=True)
         self.h.settle()
         self.add(
             Figure(
@@ -597,12 +593,11 @@ def main() -> None:
     try:
         with Harness(ROOT, place) as harness:
             bench = Bench(harness, samples)
-            beside = [name for name in _BESIDE_THE_UI if name in chosen and "ui" in chosen]
-            bench.meanwhile = [_said(name) for name in beside]
-            if "ui" in chosen and "memory" in chosen:
-                bench.meanwhile.append(Bench.ids_of_memory)
-            for name in [name for name in chosen if name not in beside]:
-                _said(name)(bench)
+            beside = [name for name in _BESIDE_THE_UI if name in chosen] if "ui" in chosen else []
+            bench.meanwhile = [*map(_said, beside), *([Bench.ids_of_memory] if "memory" in chosen else [])]
+            for name in chosen:
+                if name not in beside:
+                    _said(name)(bench)
     finally:
         if options.directory is None:
             shutil.rmtree(place, ignore_errors=True)

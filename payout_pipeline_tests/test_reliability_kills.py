@@ -160,9 +160,8 @@ def test_b6_two_backfills_at_once_store_every_row_once_and_ask_no_id_twice(tmp_p
         codes = sorted((first.wait(120), second.wait(120)))
         said = first.text() + second.text()
         assert set(codes) <= {0, 1}, said
-        if (
-            codes[0] == 1
-        ):  # each report saw checks that the other one had not made yet, and neither said success too early
+        if codes[0] == 1:
+            # Each report saw checks that the other one had not made yet, and neither said success too early.
             assert "running" in said or "outdated" in said, said
             codes[0] = place.run().code or 0
         place.exits.append(codes[0])

@@ -10,6 +10,7 @@ different one as a *conflict*, which the comparison reports as a failure.
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
 import uuid
@@ -162,8 +163,6 @@ def slices(batches: Iterable[pa.RecordBatch], rows: int = SLICE_ROWS) -> Iterato
 
 def _give_back() -> None:
     """Return to the system what the step before has freed: 20 MB of a worker with half a million ids."""
-    import gc
-
     import pyarrow as pa
 
     gc.collect(1)  # of the young ones only: tables of the last slice that are part of a cycle
