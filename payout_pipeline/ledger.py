@@ -1284,6 +1284,9 @@ def _fault_in_rows(table: pa.Table) -> str | None:
     status = table["status"].combine_chunks()
     if status.null_count or not set(status.unique().to_pylist()) <= set(STATUSES):
         return f"a status is none of {', '.join(STATUSES)}"
+    for name in ("block_number", "fetched_at"):  # a damaged footer can take a whole column away
+        if table[name].null_count:
+            return f"{name} has to be there for every id"
     resolved = pc.equal(status, "resolved")
 
     def is_there(name: str) -> Any:

@@ -32,6 +32,7 @@ from payout_pipeline.goldsky.pacing import (
     budget_key,
     finish,
     hold,
+    look_for_the_dead,
     owner_is_dead,
     release_the_dead,
     shared_status,
@@ -293,6 +294,41 @@ def test_the_places_of_a_killed_process_are_held_for_one_window_and_not_for_its_
     waited = time.monotonic() - killed
     assert pacer.stats.released_dead == 3
     assert 1.0 <= waited < 4.0
+
+
+def test_who_looks_before_anything_else_stamps_the_places_of_the_dead_with_that_moment(tmp_path: Path) -> None:
+    def looked() -> int:
+        return look_for_the_dead("http://x/y", limit(3, 1), runtime_dir=tmp_path)
+
+    assert looked() == 0
+    assert not list(tmp_path.iterdir())  # nothing was sent from here, and nothing is made
+    child = subprocess.Popen([sys.executable, "-c", _HOLD_PLACES, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "holding\n"
+    assert looked() == 0  # it lives
+    child.kill()
+    child.wait()
+    assert looked() == 3
+    stamped = time.monotonic()
+    assert looked() == 0
+    pacer = Pacer.open("http://x/y", limit(3, 1), runtime_dir=tmp_path, request_timeout=60)
+    status = shared_status(pacer.store)
+    assert (status["used"], status["in_flight"]) == (3, 0)
+    time.sleep(0.6)  # what a command takes until its first request
+
+    async def ask() -> None:
+        async with pacer.slot():
+            pass
+
+    asyncio.run(asyncio.wait_for(ask(), 10))
+    assert 1.0 <= time.monotonic() - stamped < 1.5  # one window from the look on, not from the first request on
+    assert pacer.stats.released_dead == 0
+
+
+def test_who_looks_first_leaves_a_busy_file_to_those_who_wait(tmp_path: Path) -> None:
+    pacer = Pacer.open("http://x/y", limit(3, 1), runtime_dir=tmp_path, request_timeout=60)
+    with pacer.store.transaction():
+        assert look_for_the_dead("http://x/y", limit(3, 1), runtime_dir=tmp_path) == 0
 
 
 def test_a_living_process_is_not_taken_for_dead(tmp_path: Path) -> None:

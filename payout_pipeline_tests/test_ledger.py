@@ -292,6 +292,8 @@ def _rows(**changes: Any) -> pa.Table:
         (_rows(payout_numerators=[]), "a vector is empty"),
         (_rows(payout_numerators=[None, 1]), "a numerator is null"),
         (_rows(error="but"), "error has to be there"),
+        (_rows(block_number=None), "block_number has to be there"),
+        (_rows(fetched_at=None), "fetched_at has to be there"),
         (_rows().drop_columns(["error"]), "its columns are"),
         (_rows().set_column(4, "payout_denominator", pa.array([1.0])), "its columns are"),
     ],

@@ -62,6 +62,7 @@ _LOOK_SECONDS = 0.25  # how often is looked whether the file is still the same
 _LONGEST_SLEEP = 1.0
 _BEHIND_SECONDS = 0.004  # longer than the random part of a wait, shorter than a request's way
 _MOST_BEHIND = 8
+_FILE = "goldsky-rate.sqlite"
 _T = TypeVar("_T")
 
 
@@ -538,7 +539,26 @@ def open_store(
         from payout_pipeline.goldsky.pacing_remote import open_remote_store
 
         return open_remote_store(limiter_url, key, rules)
-    return SQLiteStore(_local_directory(str(runtime_dir)) / "goldsky-rate.sqlite", key, rules)
+    return SQLiteStore(_local_directory(str(runtime_dir)) / _FILE, key, rules)
+
+
+def look_for_the_dead(endpoint: str, limit: RateLimitLike, *, runtime_dir: str | Path) -> int:
+    """Stamp what killed processes of this machine have left in the file, before anything else is done.
+
+    Each waiter looks too, but only when a process has loaded all its modules: a command that is started again gains
+    that time. A file that is busy is left to the waiters. Returns how many places there were; raises StorageError.
+    """
+    path = _local_directory(str(runtime_dir)) / _FILE
+    if not path.exists():
+        return 0
+    store = SQLiteStore(path, budget_key(endpoint), Rules.of(limit))
+    try:
+        with store.transaction() as tx:
+            return release_the_dead(tx)
+    except StoreBusyError:
+        return 0
+    finally:
+        store.close()
 
 
 def _local_directory(runtime_dir: str) -> Path:

@@ -335,8 +335,7 @@ def coverage(session: Session, place: Place) -> Coverage:
 
 def view_rows(session: Session, view: QualifiedName) -> int:
     """The rows of the truth view."""
-    found = session.rows(statement("view_counts", view=view), doing=f"counting the rows of {view}")[0]
-    return int(found["view_rows"])
+    return int(session.scalar(statement("view_rows", view=view), doing=f"counting the rows of {view}"))
 
 
 @dataclass(frozen=True, slots=True)
