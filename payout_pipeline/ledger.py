@@ -460,7 +460,8 @@ class Ledger:
             raise LedgerError(f"{self.place} does not exist: nothing was fetched yet; run {self.repair}") from error
         with file:
             try:
-                parquet = pq.ParquetFile(file, page_checksum_verification=True)
+                # Its default is to hold the whole file in memory, 17 MB of half a million ids.
+                parquet = pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False)
                 for batch in parquet.iter_batches(_ROWS_IN_GROUP, columns=needed, use_threads=False):
                     part = pa.Table.from_batches([batch])
                     if chosen is not None:
