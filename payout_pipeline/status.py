@@ -12,18 +12,18 @@ import json
 import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from payout_pipeline.checkpoint import BatchProgress, Checkpoint, read_checkpoint, read_progress
-from payout_pipeline.conditions import chunk_bounds, partition_key
+from payout_pipeline.conditions import partition_key
 from payout_pipeline.errors import InputError, PayoutPipelineError, StorageError
 from payout_pipeline.ledger import DIRECTORY, SNAPSHOT
 from payout_pipeline.locks import Holder, locks_for
 from payout_pipeline.settings import Settings
 from payout_pipeline.storage import Store, join, open_store
 from payout_pipeline.words import duration
+from payout_pipeline.worklist import read_worklist
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -229,26 +229,10 @@ def _holders(settings: Settings) -> _Holders:
 
 def _totals(settings: Settings) -> list[int | None]:
     """Ids of each worker's chunk; None where the input has no list or cannot be read."""
-    if settings.goldsky_mode == "scan":
-        return [None] * settings.workers
     try:
-        facts = settings.condition_ids_file.stat()
-        count = _count(str(settings.condition_ids_file), facts.st_mtime_ns, facts.st_size)
-    except (OSError, InputError):
+        return [worker.ids for worker in read_worklist(settings).workers]
+    except InputError:
         return [None] * settings.workers
-    bounds = [chunk_bounds(count, worker, settings.workers) for worker in range(1, settings.workers + 1)]
-    return [stop - start for start, stop in bounds]
-
-
-@lru_cache(maxsize=4)
-def _count(path: str, _modified: int, _size: int) -> int:
-    """Ids in the file, read again only when it has changed: the bars ask several times a second."""
-    import contextlib
-
-    from payout_pipeline.conditions import read_conditions
-
-    with contextlib.closing(read_conditions(Path(path))) as file:
-        return file.count
 
 
 # ------------------------------------------------------------------------------------------- rate limit and database
@@ -256,10 +240,13 @@ def _count(path: str, _modified: int, _size: int) -> int:
 
 def _rate_limit(settings: Settings) -> dict[str, Any]:
     """The shared budget, for display: answers of 429 so far, the present hold, the present outage."""
-    from payout_pipeline.goldsky.pacing import StoreBusyError, shared_status
+    from payout_pipeline.goldsky.pacing import StoreBusyError, limiter_file, shared_status
     from payout_pipeline.goldsky.pacing import open_store as open_budget
 
-    if settings.limiter_url is None and not (Path(settings.runtime_dir) / "goldsky-rate.sqlite").is_file():
+    try:
+        if settings.limiter_url is None and not limiter_file(settings.runtime_dir).is_file():
+            return {}
+    except StorageError:
         return {}
     budget = open_budget(
         settings.goldsky_endpoint,

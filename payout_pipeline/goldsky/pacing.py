@@ -539,7 +539,12 @@ def open_store(
         from payout_pipeline.goldsky.pacing_remote import open_remote_store
 
         return open_remote_store(limiter_url, key, rules)
-    return SQLiteStore(_local_directory(str(runtime_dir)) / _FILE, key, rules)
+    return SQLiteStore(limiter_file(runtime_dir), key, rules)
+
+
+def limiter_file(runtime_dir: str | Path) -> Path:
+    """Where the budget of this machine is kept without PAYOUT_LIMITER_URL; StorageError where it is somebody else's."""
+    return _local_directory(str(runtime_dir)) / _FILE
 
 
 def look_for_the_dead(endpoint: str, limit: RateLimitLike, *, runtime_dir: str | Path) -> int:
@@ -548,7 +553,7 @@ def look_for_the_dead(endpoint: str, limit: RateLimitLike, *, runtime_dir: str |
     Each waiter looks too, but only when a process has loaded all its modules: a command that is started again gains
     that time. A file that is busy is left to the waiters. Returns how many places there were; raises StorageError.
     """
-    path = _local_directory(str(runtime_dir)) / _FILE
+    path = limiter_file(runtime_dir)
     if not path.exists():
         return 0
     store = SQLiteStore(path, budget_key(endpoint), Rules.of(limit))

@@ -147,18 +147,25 @@ def slices(batches: Iterable[pa.RecordBatch], rows: int = SLICE_ROWS) -> Iterato
 
     held: list[pa.RecordBatch] = []
     count = 0
+
+    def joined() -> pa.RecordBatch:
+        nonlocal count
+        batch = pa.Table.from_batches(held).combine_chunks().to_batches()[0]
+        held.clear()  # before it is given away: its rows are not to be kept twice
+        count = 0
+        return batch
+
     _give_back()
     for whole in batches:
         for offset in range(0, whole.num_rows, rows):
             batch = whole.slice(offset, rows)
             if count + batch.num_rows > rows and held:
-                yield pa.Table.from_batches(held).combine_chunks().to_batches()[0]
-                held, count = [], 0
+                yield joined()
                 _give_back()
             held.append(batch)
             count += batch.num_rows
     if held:
-        yield pa.Table.from_batches(held).combine_chunks().to_batches()[0]
+        yield joined()
 
 
 def _give_back() -> None:
@@ -294,23 +301,28 @@ def compare_rows(session: Session, target: TargetTable, batches: Iterable[pa.Rec
     """
     result = Comparison(table=str(target.name))
     for batch in slices(batches):
-        fetched = _fetched(batch)
-        resolved = fetched.column("status").to_numpy(zero_copy_only=False)
-        resolved_count = int((resolved == 1).sum())
-        result.ids += batch.num_rows
-        result.resolved += resolved_count
-        found = _differences(session, target, fetched)
-        unequal = 0
-        for group in found.select(["state"]).group_by("state").aggregate([([], "count_all")]).to_pylist():
-            if group["state"] == "held":
-                result.held += group["count_all"]
-            else:
-                result.counts[group["state"]] += group["count_all"]
-                unequal += group["count_all"] if group["state"] != "stale" else 0
-        result.equal += resolved_count - unequal
-        if found.num_rows:
-            _sample(result, batch, found)
+        _compare_slice(session, target, batch, result)
+        del batch  # or it would be kept until the next one has been read
     return result
+
+
+def _compare_slice(session: Session, target: TargetTable, batch: pa.RecordBatch, result: Comparison) -> None:
+    fetched = _fetched(batch)
+    resolved = fetched.column("status").to_numpy(zero_copy_only=False)
+    resolved_count = int((resolved == 1).sum())
+    result.ids += batch.num_rows
+    result.resolved += resolved_count
+    found = _differences(session, target, fetched)
+    unequal = 0
+    for group in found.select(["state"]).group_by("state").aggregate([([], "count_all")]).to_pylist():
+        if group["state"] == "held":
+            result.held += group["count_all"]
+        else:
+            result.counts[group["state"]] += group["count_all"]
+            unequal += group["count_all"] if group["state"] != "stale" else 0
+    result.equal += resolved_count - unequal
+    if found.num_rows:
+        _sample(result, batch, found)
 
 
 def _sample(result: Comparison, batch: pa.RecordBatch, found: pa.Table) -> None:
@@ -342,6 +354,7 @@ def load_rows(
     for batch in slices(batches):
         ids += batch.num_rows
         _load_slice(session, target, batch, result, stale, stale_sample)
+        del batch
         log(
             f"{target.name}: {result.sent:,} resolved rows compared, {result.written:,} written, "
             f"{result.unchanged:,} unchanged"
