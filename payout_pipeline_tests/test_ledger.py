@@ -254,6 +254,40 @@ def test_many_batches_are_streamed_into_row_groups(tmp_path: Path, monkeypatch: 
     assert stored(ledger) == expected(ids)
 
 
+class _Counted(io.FileIO):
+    """A file that counts what is read of it."""
+
+    bytes_read = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        got = super().read(size)
+        self.bytes_read += len(got)
+        return got
+
+    def readinto(self, buffer: Any, /) -> int:
+        got = super().readinto(buffer)
+        self.bytes_read += got
+        return got
+
+
+def test_a_ledger_is_not_held_in_memory_as_a_whole_while_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_module, "_ROWS_IN_GROUP", 1_000)
+    ids = make_ids(20_000)
+    ledger = Ledger(tmp_path, PARTITION)
+    run(ledger, plan(make_chunk(ids), batch_size=5_000))
+    path = tmp_path / ledger.snapshot_key
+    file = _Counted(path)
+    monkeypatch.setattr(ledger.store, "reading", lambda _: file)
+
+    reading = ledger.read()
+    next(reading)
+
+    assert 0 < file.bytes_read < path.stat().st_size / 2  # some row groups of twenty, and 64 KB at the end
+    assert sum(batch.num_rows for batch in reading) == 19_000
+
+
 # --------------------------------------------------------------------------------------- what is not believed
 
 

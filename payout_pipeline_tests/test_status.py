@@ -16,12 +16,15 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from payout_pipeline.checkpoint import BatchProgress, Checkpoint, ProgressFile, iso_time, write_checkpoint
+from payout_pipeline.goldsky.pacing import hold as pacing_hold
+from payout_pipeline.goldsky.pacing import open_store as open_budget
 from payout_pipeline.ledger import DIRECTORY, STATUSES
 from payout_pipeline.locks import hold
 from payout_pipeline.report_commands import status as status_command
 from payout_pipeline.settings import Settings, load_settings
 from payout_pipeline.status import Status, print_status, read_status, render_status
 from payout_pipeline.storage import open_store
+from payout_pipeline.worklist import read_worklist
 from payout_pipeline_tests.report_fixtures import (  # noqa: F401 - fixtures
     RESOLVED,
     House,
@@ -83,6 +86,31 @@ def test_before_a_run_every_worker_waits_with_its_number_of_ids(settings: Settin
         ("waiting", 0, 5_000, "worker_2_of_2"),
     ]
     assert not Path(settings.runtime_dir).exists(), "looking leaves nothing behind"
+
+
+def test_who_asks_often_reads_the_input_once(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    read_worklist(settings)
+
+    def again(*_: object) -> None:
+        raise AssertionError("the input was read again")
+
+    monkeypatch.setattr("payout_pipeline.worklist.read_conditions", again)
+    assert [worker.total_ids for worker in read_status(settings).workers] == [5_000, 5_000]
+
+
+def test_the_rate_limit_of_a_remote_runtime_directory_is_found_where_it_is_kept(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    remote = settings.model_copy(update={"runtime_dir": "memory://status"})
+    assert read_status(remote).answers_429 == 0
+    budget = open_budget(remote.goldsky_endpoint, remote.goldsky_rate_limit, runtime_dir=remote.runtime_dir)
+    with budget.transaction() as tx:
+        pacing_hold(tx, 30, "429")
+    budget.close()
+    found = read_status(remote)
+    assert (found.answers_429, round(found.hold_seconds)) == (1, 30)
 
 
 def test_a_running_worker_has_rate_time_left_and_the_newest_totals(settings: Settings) -> None:

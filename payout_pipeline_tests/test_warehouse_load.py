@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 
 import pyarrow as pa
 import pytest
@@ -359,6 +360,20 @@ def test_a_comparison_counts_exactly_and_shows_a_capped_sample(world: World) -> 
     assert len(comparison.missing) == SAMPLE
     assert comparison.missing[0].fetched == "[0, 1]/1"
     assert comparison.equal == 0
+
+
+def test_a_slice_is_not_kept_by_who_cut_it() -> None:
+    def batches() -> Iterator[pa.RecordBatch]:
+        for _ in range(6):
+            yield pa.record_batch({"number": pa.array(range(10_000), pa.int64())})
+
+    before = pa.total_allocated_bytes()
+    cut = slices(batches(), 20_000)
+    first = next(cut)
+
+    # The slice itself, and the batch that the next one begins with.
+    assert pa.total_allocated_bytes() - before < 1.6 * first.nbytes
+    assert first.num_rows + sum(batch.num_rows for batch in cut) == 60_000
 
 
 @pytest.mark.parametrize("sizes", [[], [1], [5, 5], [3, 4, 5], [23], [10, 1, 10, 1]])
