@@ -52,11 +52,18 @@ def run_demo(*, ids: int, seed: int, rate_limit: str, latency: float, directory:
     console.print(f"Demo finished after {time.monotonic() - started:.1f} s with exit code {code}.")
     console.print(
         "Look around:\n"  # noqa: S608 - printed for the user, not run
-        f"  PAYOUT_RUNTIME_DIR={settings.runtime_dir} payout-pipeline sql "
+        f"  PAYOUT_RUNTIME_DIR={settings.runtime_dir} {_as_typed()} sql "
         '"SELECT source, count() FROM cascadian_clean.vw_resolutions_truth GROUP BY source"\n'
         f"  PAYOUT_RUNTIME_DIR={settings.runtime_dir} CONDITION_IDS_FILE={settings.condition_ids_file} make ui"
     )
     return code
+
+
+def _as_typed() -> str:
+    """This command as a shell finds it: `make demo` needs no activated environment, so its name alone may not do."""
+    if shutil.which("payout-pipeline"):
+        return "payout-pipeline"
+    return os.path.relpath(Path(sys.executable).with_name("payout-pipeline"))
 
 
 def _make_room(place: Path) -> None:

@@ -19,7 +19,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from payout_pipeline.errors import PayoutPipelineError
+from payout_pipeline.errors import PayoutPipelineError, StorageError
 from payout_pipeline.scrub import excerpt, scrub
 from payout_pipeline.settings import Settings
 from payout_pipeline.verification import FRESH_WITHIN
@@ -262,7 +262,12 @@ def _address(settings: Settings) -> str:
 def _budget_is_shared(settings: Settings) -> bool:
     if settings.limiter_url is not None:
         return True
-    return "://" not in settings.runtime_dir and any(Path(settings.runtime_dir).glob("goldsky-rate*"))
+    from payout_pipeline.goldsky.pacing import limiter_file
+
+    try:
+        return limiter_file(settings.runtime_dir).is_file()
+    except StorageError:
+        return False
 
 
 def _head(number: int, timestamp: int | None, indexing_errors: bool, now: datetime) -> Finding:

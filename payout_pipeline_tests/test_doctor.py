@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from payout_pipeline.doctor import MAX_REQUESTS, Finding, estimated_requests, examine, rate_floor
+from payout_pipeline.goldsky.pacing import open_store, shared_status
 from payout_pipeline.report_commands import doctor as doctor_command
 from payout_pipeline.settings import Settings, load_settings
 from payout_pipeline.subgraph.chain import Chain
@@ -203,6 +204,20 @@ def test_a_wrong_password_is_one_problem_without_the_password(settings: Settings
     found = problems(wrong)
     assert [finding.subject for finding in found] == ["clickhouse"]
     assert "not-the-pa55word" not in repr(found)
+
+
+@pytest.mark.parametrize("form", ["{}", "file://{}"])
+def test_while_runs_share_a_budget_the_doctors_requests_are_part_of_it(settings: Settings, form: str) -> None:
+    directory = Path(settings.runtime_dir)
+    directory.mkdir()
+    named = settings.model_copy(update={"runtime_dir": form.format(directory)})
+    budget = open_store(named.goldsky_endpoint, named.goldsky_rate_limit, runtime_dir=named.runtime_dir)
+    assert shared_status(budget)["used"] == 0  # made by a run that has sent nothing yet
+
+    examine(named)
+
+    assert 1 <= shared_status(budget)["used"] <= MAX_REQUESTS
+    budget.close()
 
 
 def test_the_estimate_follows_the_rate_limit(tmp_path: Path) -> None:

@@ -245,7 +245,12 @@ def test_a_worker_number_out_of_range_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("path", "said"), [("/nowhere", "404"), ("/subgraphs/name/nope", "does not exist"), ("/", "Not found")]
+    ("path", "said"),
+    [
+        ("/nowhere", "404"),
+        pytest.param("/subgraphs/name/nope", "does not exist", marks=pytest.mark.slow),
+        pytest.param("/", "Not found", marks=pytest.mark.slow),
+    ],
 )
 def test_a_wrong_endpoint_is_said_after_one_probe(tmp_path, path, said):
     server, place, _ = _generated(tmp_path, 100)
