@@ -195,6 +195,7 @@ def test_d5_rows_that_are_gone_are_found_by_the_check_and_loaded_again(case, har
     assert len(case.server.log) == asked
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("chaos")
 def test_d5_a_truncated_table_is_healed_by_the_next_backfill(tmp_path, nursery):  # noqa: F811
     with world(tmp_path, nursery, workers=1, ids=300) as place:

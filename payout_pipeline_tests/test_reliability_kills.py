@@ -25,6 +25,7 @@ from payout_pipeline_tests.clickhouse_front import Faults
 group = pytest.mark.xdist_group("chaos")
 
 
+@pytest.mark.slow
 @group
 def test_b1_killed_between_the_insert_and_its_record_the_rows_are_stored_once(tmp_path, nursery):  # noqa: F811
     """The insert is executed, its answer never comes, and the whole session is killed while it waits."""
