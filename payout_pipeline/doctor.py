@@ -19,7 +19,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from payout_pipeline.errors import PayoutPipelineError, StorageError
+from payout_pipeline.errors import PayoutPipelineError
 from payout_pipeline.scrub import excerpt, scrub
 from payout_pipeline.settings import Settings
 from payout_pipeline.verification import FRESH_WITHIN
@@ -260,14 +260,9 @@ def _address(settings: Settings) -> str:
 
 
 def _budget_is_shared(settings: Settings) -> bool:
-    if settings.limiter_url is not None:
-        return True
-    from payout_pipeline.goldsky.pacing import limiter_file
+    from payout_pipeline.goldsky.pacing import is_kept
 
-    try:
-        return limiter_file(settings.runtime_dir).is_file()
-    except StorageError:
-        return False
+    return is_kept(runtime_dir=settings.runtime_dir, limiter_url=settings.limiter_url)
 
 
 def _head(number: int, timestamp: int | None, indexing_errors: bool, now: datetime) -> Finding:

@@ -240,13 +240,10 @@ def _totals(settings: Settings) -> list[int | None]:
 
 def _rate_limit(settings: Settings) -> dict[str, Any]:
     """The shared budget, for display: answers of 429 so far, the present hold, the present outage."""
-    from payout_pipeline.goldsky.pacing import StoreBusyError, limiter_file, shared_status
+    from payout_pipeline.goldsky.pacing import StoreBusyError, is_kept, shared_status
     from payout_pipeline.goldsky.pacing import open_store as open_budget
 
-    try:
-        if settings.limiter_url is None and not limiter_file(settings.runtime_dir).is_file():
-            return {}
-    except StorageError:
+    if not is_kept(runtime_dir=settings.runtime_dir, limiter_url=settings.limiter_url):
         return {}
     budget = open_budget(
         settings.goldsky_endpoint,

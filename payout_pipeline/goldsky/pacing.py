@@ -547,16 +547,23 @@ def limiter_file(runtime_dir: str | Path) -> Path:
     return _local_directory(str(runtime_dir)) / _FILE
 
 
+def is_kept(*, runtime_dir: str | Path, limiter_url: object | None) -> bool:
+    """Whether there is a budget to look at already; with PAYOUT_LIMITER_URL there always is one."""
+    try:
+        return limiter_url is not None or limiter_file(runtime_dir).is_file()
+    except StorageError:
+        return False
+
+
 def look_for_the_dead(endpoint: str, limit: RateLimitLike, *, runtime_dir: str | Path) -> int:
     """Stamp what killed processes of this machine have left in the file, before anything else is done.
 
     Each waiter looks too, but only when a process has loaded all its modules: a command that is started again gains
     that time. A file that is busy is left to the waiters. Returns how many places there were; raises StorageError.
     """
-    path = limiter_file(runtime_dir)
-    if not path.exists():
+    if not limiter_file(runtime_dir).exists():
         return 0
-    store = SQLiteStore(path, budget_key(endpoint), Rules.of(limit))
+    store = open_store(endpoint, limit, runtime_dir=runtime_dir)
     try:
         with store.transaction() as tx:
             return release_the_dead(tx)

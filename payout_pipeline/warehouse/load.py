@@ -143,29 +143,29 @@ class LoadResult:
 
 def slices(batches: Iterable[pa.RecordBatch], rows: int = SLICE_ROWS) -> Iterator[pa.RecordBatch]:
     """The same rows in batches of at most ``rows`` and, the last one aside, about as many: memory stays flat."""
-    import pyarrow as pa
-
     held: list[pa.RecordBatch] = []
     count = 0
-
-    def joined() -> pa.RecordBatch:
-        nonlocal count
-        batch = pa.Table.from_batches(held).combine_chunks().to_batches()[0]
-        held.clear()  # before it is given away: its rows are not to be kept twice
-        count = 0
-        return batch
-
     _give_back()
     for whole in batches:
         for offset in range(0, whole.num_rows, rows):
             batch = whole.slice(offset, rows)
             if count + batch.num_rows > rows and held:
-                yield joined()
+                yield _joined(held)
+                count = 0
                 _give_back()
             held.append(batch)
             count += batch.num_rows
     if held:
-        yield joined()
+        yield _joined(held)
+
+
+def _joined(held: list[pa.RecordBatch]) -> pa.RecordBatch:
+    """The rows of ``held`` in one batch. Empties the list: who gets the batch is the only one to keep its rows."""
+    import pyarrow as pa
+
+    batch = pa.Table.from_batches(held).combine_chunks().to_batches()[0]
+    held.clear()
+    return batch
 
 
 def _give_back() -> None:
