@@ -141,6 +141,7 @@ def test_a_scan_of_the_subgraph_stores_every_resolved_condition_and_the_same_row
     assert after == before
 
 
+@pytest.mark.slow
 def test_b1_killed_in_the_middle_twice_then_finished_without_asking_a_finished_batch_again(tmp_path):
     seed = random.randrange(10**6)
     print(f"seed {seed}")

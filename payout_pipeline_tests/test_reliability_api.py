@@ -345,7 +345,8 @@ def test_a10_a_connection_that_never_answers_or_breaks_ends_at_its_deadline(tmp_
             assert struck.seconds == pytest.approx(1.5, abs=1.0)
 
 
-@pytest.mark.parametrize("mode", ["status", pytest.param("drop", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["status", "drop"])
 def test_a11_an_outage_pauses_everybody_and_costs_no_id(tmp_path, mode):
     with inline(tmp_path, ids=600, GOLDSKY_BATCH_SIZE="20", GOLDSKY_OUTAGE_BUDGET_SECONDS="30") as case:
         case.server.faults.add("outage", requests=(8,), times=1, seconds=4, mode=mode)

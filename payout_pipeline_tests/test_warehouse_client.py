@@ -354,6 +354,22 @@ def test_a_defect_of_ours_is_not_repeated() -> None:
     assert calls == [1]
 
 
+def test_the_last_attempt_begins_when_the_budget_ends_and_not_a_whole_pause_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("random.uniform", lambda _low, high: high)  # pauses of 0.1, 0.2, 0.4 and 0.8 s
+    started = time.monotonic()
+    begun = []
+
+    def refused() -> None:
+        begun.append(time.monotonic() - started)
+        raise ConnectionRefusedError("nobody listens")
+
+    with pytest.raises(WarehouseUnavailableError):
+        with_patience(refused, 0.9, "testing")
+    assert begun[-2:] == [pytest.approx(0.7, abs=0.2), pytest.approx(0.9, abs=0.2)]
+
+
 def test_inserts_are_synchronous_and_name_run_and_asset(http_world: World) -> None:
     world = http_world
     with world.session("load worker_1") as session:

@@ -396,11 +396,16 @@ def clickhouse_type(arrow_type: pa.DataType) -> str:
 def with_patience(run: Callable[[], T], wait_seconds: float, doing: str, address: str = "") -> T:
     """Call ``run`` until it succeeds, fails for good, or ``wait_seconds`` are over; the pauses grow, with jitter.
 
+    A pause ends where the budget does: the last attempt begins then, and not up to a whole pause later.
     An exception that does not come from the database passes through as it is.
     """
     from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
     started = time.monotonic()
+    growing = wait_random_exponential(multiplier=0.1, max=_MAX_PAUSE_SECONDS)
+
+    def left() -> float:
+        return max(0.0, wait_seconds - (time.monotonic() - started))
 
     def transient(error: BaseException) -> bool:
         return is_expected(error) and classify(error).kind is Kind.TRANSIENT
@@ -413,7 +418,7 @@ def with_patience(run: Callable[[], T], wait_seconds: float, doing: str, address
             doing,
             state.attempt_number,
             fault.text if fault else "",
-            max(0.0, wait_seconds - (time.monotonic() - started)),
+            left(),
         )
 
     attempts = 0
@@ -421,7 +426,7 @@ def with_patience(run: Callable[[], T], wait_seconds: float, doing: str, address
         for attempt in Retrying(
             retry=retry_if_exception(transient),
             stop=stop_after_delay(wait_seconds),
-            wait=wait_random_exponential(multiplier=0.1, max=_MAX_PAUSE_SECONDS),
+            wait=lambda state: min(growing(state), left()),
             before_sleep=tell,
             reraise=True,
         ):
