@@ -27,20 +27,22 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from payout_pipeline import ledger as ledger_module
 from payout_pipeline.conditions import Chunk, IdSpool, pack_ids, prefix_range
 from payout_pipeline.errors import LedgerError, StorageError
 from payout_pipeline.ledger import (
-    LEDGER_SCHEMA,
     STATUSES,
     Accounting,
     Ledger,
     Pin,
     RunningLedger,
     RunPlan,
+    accounting,
     ledger_schema,
     rows_from_answer,
 )
+from payout_pipeline.ledger import files as ledger_files
+from payout_pipeline.ledger import running as running_ledger
+from payout_pipeline.ledger.rows import packed_column
 from payout_pipeline.payouts import InvalidVector, Vector, parse_payouts
 from payout_pipeline.storage import LocalStore, Store, open_store
 
@@ -159,7 +161,7 @@ def test_rows_carry_the_vector_in_lowest_terms_and_null_where_nothing_applies() 
 
     columns = ("status", "payouts", "payout_numerators", "payout_denominator", "winning_index", "resolved_at", "error")
     resolved_at = datetime(2023, 11, 14, 22, 13, 20, tzinfo=timezone.utc)
-    assert table.schema.equals(LEDGER_SCHEMA)
+    assert table.schema.equals(ledger_schema())
     assert table["condition_id"].to_pylist() == ids
     assert [tuple(row[name] for name in columns) for row in table.to_pylist()] == [
         ("resolved", '["0.54","0.46"]', [27, 23], 50, 0, resolved_at, None),
@@ -244,7 +246,7 @@ def test_there_is_nothing_to_read_before_the_first_run(store: Store) -> None:
 
 
 def test_many_batches_are_streamed_into_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger_module, "_ROWS_IN_GROUP", 20)
+    monkeypatch.setattr(running_ledger, "ROWS_IN_GROUP", 20)
     ids = make_ids(103)
     ledger = Ledger(tmp_path, PARTITION)
 
@@ -273,7 +275,8 @@ class _Counted(io.FileIO):
 def test_a_ledger_is_not_held_in_memory_as_a_whole_while_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger_module, "_ROWS_IN_GROUP", 1_000)
+    monkeypatch.setattr(running_ledger, "ROWS_IN_GROUP", 1_000)  # as it is written
+    monkeypatch.setattr(ledger_files, "ROWS_IN_GROUP", 1_000)  # and as it is read
     ids = make_ids(20_000)
     ledger = Ledger(tmp_path, PARTITION)
     run(ledger, plan(make_chunk(ids), batch_size=5_000))
@@ -801,7 +804,7 @@ def test_ids_are_packed_or_named_as_odd_wherever_their_column_begins(
     before: list[str], column: list[str | None], cut: bool
 ) -> None:
     array: Any = pa.array([*before, *column], pa.string()).slice(len(before))
-    packed, odd = ledger_module._packed_column(pa.chunked_array([array[:2], array[2:]]) if cut else array)
+    packed, odd = packed_column(pa.chunked_array([array[:2], array[2:]]) if cut else array)
 
     good = [i for i in column if i is not None and len(i) == 64 and set(i) <= set("0123456789abcdef")]
     assert packed == pack_ids(good)
@@ -836,8 +839,8 @@ def test_the_accounting_is_that_of_a_counter(wanted: set[int], there: list[int],
     chunk = make_chunk([ids[number] for number in sorted(wanted)])
     spool = make_chunk([ids[number] for number in there]).spool
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ledger_module, "_VERIFIED_AT_ONCE", at_once)
-        found = ledger_module._compare(chunk, spool, odd, {})
+        patch.setattr(accounting, "VERIFIED_AT_ONCE", at_once)
+        found = accounting.compare_ids(chunk, spool, odd, {})
 
     have = Counter(there)
     assert found.missing == len(wanted - set(have))

@@ -79,6 +79,7 @@ def test_a11_an_outage_is_said_in_the_log_and_in_status_while_it_lasts(tmp_path,
         place.assert_right()
 
 
+@pytest.mark.slow
 def test_failed_ids_within_the_allowed_rate_are_listed_and_asked_again_by_the_next_backfill(tmp_path, nursery):  # noqa: F811
     rate = {"PAYOUT_MAX_ERROR_RATE": "0.02", "GOLDSKY_MAX_RETRIES": "0", "GOLDSKY_OUTAGE_BUDGET_SECONDS": "5"}
     with world(tmp_path, nursery, workers=1, ids=300, **rate) as place:

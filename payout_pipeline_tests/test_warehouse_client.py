@@ -161,7 +161,7 @@ def test_c1_a_server_that_comes_back_is_waited_for(http_world: World) -> None:
 def test_c1_a_server_that_answered_before_is_waited_for_by_the_next_process(http_world: World) -> None:
     front = http_world.front
     front.stop(kill=True)
-    threading.Timer(5, front.start).start()
+    threading.Timer(3, front.start).start()  # longer than a first contact would be waited for
     again = Warehouse.from_settings(http_world.settings)  # knows of the contact through the runtime directory only
     with again.session("x") as session:
         assert session.scalar("SELECT 2", doing="testing") == 2

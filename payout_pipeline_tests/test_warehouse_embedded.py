@@ -339,6 +339,7 @@ def test_the_holder_file_is_gone_after_the_engine_is_closed(runtime: Path) -> No
     assert sorted(p.name for p in runtime.iterdir()) == ["clickhouse", "clickhouse.lock"]
 
 
+@pytest.mark.slow
 def test_b1_a_load_killed_at_random_points_and_repeated_stores_every_row_once(runtime: Path) -> None:
     seed = random.randrange(10**6)
     print(f"seed {seed}")

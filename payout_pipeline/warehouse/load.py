@@ -296,7 +296,7 @@ def _describe(batch: pa.RecordBatch, row: dict[str, Any]) -> Difference:
 def compare_rows(session: Session, target: TargetTable, batches: Iterable[pa.RecordBatch]) -> Comparison:
     """Compare ledger rows of **all** statuses with what is stored, vector by vector, as integers.
 
-    ``batches``: rows of ``LEDGER_SCHEMA``, each id once. An id of status ``failed`` is not known now, so whatever is
+    ``batches``: rows of `ledger.ledger_schema`, each id once. An id of status ``failed`` is not known now, so whatever is
     stored of it is left alone. Reads only. Raises what a :class:`Session` raises.
     """
     result = Comparison(table=str(target.name))
@@ -340,7 +340,7 @@ def load_rows(
 ) -> LoadResult:
     """Make the target table hold exactly the resolved rows of ``batches``, and prove it by reading back.
 
-    ``batches``: rows of ``LEDGER_SCHEMA`` of all statuses, each id once. Resolved rows that are new or changed are
+    ``batches``: rows of `ledger.ledger_schema` of all statuses, each id once. Resolved rows that are new or changed are
     written; rows of ours whose condition is not resolved any more (a reorganised chain, another source) are deleted,
     up to 1 % of the ids or 100, above which the source is doubted and IncompleteError raised before any deletion.
     Raises WarehouseSchemaError before anything of a slice is written where a vector does not fit the columns exactly,
