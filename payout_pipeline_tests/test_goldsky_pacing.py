@@ -229,6 +229,13 @@ def test_a_runtime_directory_in_an_object_store_leaves_the_file_on_this_machine(
         tx.put("a", tx.now(), 100)
     store.close()
     assert [file.name for file in tmp_path.rglob("goldsky-rate.sqlite")] == ["goldsky-rate.sqlite"]
+    (directory,) = tmp_path.iterdir()
+    assert directory.stat().st_mode & 0o777 == 0o700
+    directory.rename(tmp_path / "away")
+    directory.symlink_to(tmp_path / "away")
+    for make in (True, False):
+        with pytest.raises(StorageError, match="belongs to somebody else"):
+            pacing.limiter_file("s3://bucket/runtime", make=make)
     assert pacing.open_store("http://x/y", limit(5, 1), runtime_dir=f"file://{tmp_path}/a%20b").where == str(
         tmp_path / "a b" / "goldsky-rate.sqlite"
     )

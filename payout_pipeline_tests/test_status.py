@@ -105,6 +105,7 @@ def test_the_rate_limit_of_a_remote_runtime_directory_is_found_where_it_is_kept(
     (tmp_path / "tmp").mkdir()
     remote = settings.model_copy(update={"runtime_dir": "memory://status"})
     assert read_status(remote).answers_429 == 0
+    assert list((tmp_path / "tmp").iterdir()) == []  # a look makes nothing
     budget = open_budget(remote.goldsky_endpoint, remote.goldsky_rate_limit, runtime_dir=remote.runtime_dir)
     with budget.transaction() as tx:
         pacing_hold(tx, 30, "429")

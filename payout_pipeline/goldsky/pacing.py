@@ -539,12 +539,15 @@ def open_store(
         from payout_pipeline.goldsky.pacing_remote import open_remote_store
 
         return open_remote_store(limiter_url, key, rules)
-    return SQLiteStore(limiter_file(runtime_dir), key, rules)
+    return SQLiteStore(limiter_file(runtime_dir, make=True), key, rules)
 
 
-def limiter_file(runtime_dir: str | Path) -> Path:
-    """Where the budget of this machine is kept without PAYOUT_LIMITER_URL; StorageError where it is somebody else's."""
-    return _local_directory(str(runtime_dir)) / _FILE
+def limiter_file(runtime_dir: str | Path, *, make: bool = False) -> Path:
+    """Where the budget of this machine is kept without PAYOUT_LIMITER_URL; StorageError where it is somebody else's.
+
+    ``make``: with the directory that stands in for a remote one, which nobody else makes.
+    """
+    return _local_directory(str(runtime_dir), make=make) / _FILE
 
 
 def is_kept(*, runtime_dir: str | Path, limiter_url: object | None) -> bool:
@@ -573,7 +576,7 @@ def look_for_the_dead(endpoint: str, limit: RateLimitLike, *, runtime_dir: str |
         store.close()
 
 
-def _local_directory(runtime_dir: str) -> Path:
+def _local_directory(runtime_dir: str, *, make: bool) -> Path:
     """Where the file is kept: a runtime directory in an object store cannot hold a file that processes share."""
     if runtime_dir.startswith("file://"):
         return Path(unquote(urlsplit(runtime_dir).path))
@@ -581,7 +584,10 @@ def _local_directory(runtime_dir: str) -> Path:
         return Path(runtime_dir)
     user = os.getuid() if hasattr(os, "getuid") else "user"
     directory = Path(tempfile.gettempdir()) / f"payout-pipeline-{user}"
-    directory.mkdir(mode=0o700, exist_ok=True)
+    if make:
+        directory.mkdir(mode=0o700, exist_ok=True)
+    elif not os.path.lexists(directory):
+        return directory
     if directory.is_symlink() or (hasattr(os, "getuid") and directory.stat().st_uid != os.getuid()):
         raise StorageError(
             f"{directory} belongs to somebody else; set TMPDIR, or PAYOUT_LIMITER_URL to Redis or PostgreSQL"
