@@ -213,7 +213,7 @@ class Bench:
                 "s",
                 f"{run.measured.wall:.1f} s − {trivial:.1f} s",
                 (),
-                "issue of the first version: at most 20 s more",
+                "the bar of the first version: at most 20 s more than the trivial asset",
                 run.wrong,
             )
         )
