@@ -18,14 +18,19 @@ help:
 
 setup: $(STAMP)
 
+# $(call install,environment,lock file). pip compiles on one core, and the tests of all packages as well, so it is not asked to; a
+# file that is no Python does not matter to compileall here, nor to pip.
+define install
+@test -n "$(PYTHON)" || { echo "Python 3.10 to 3.13 with venv is needed and was not found; set PYTHON=/path/to/python3" >&2; exit 1; }
+test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+$(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --no-compile -r $(2)
+$(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+@$(1)/bin/python -m compileall -qq -j 0 -x '/tests?/' $(1)/lib payout_pipeline || true
+@touch $@
+endef
+
 $(STAMP): requirements.lock pyproject.toml
-	@test -n "$(PYTHON)" || { echo "Python 3.10 to 3.13 with venv is needed and was not found; set PYTHON=/path/to/python3" >&2; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --no-compile -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	@# pip compiles on one core, and the tests of all packages as well; a file that is no Python does not matter here, nor to pip.
-	@$(BIN)/python -m compileall -q -q -j 0 -x '/tests?/' $(VENV)/lib payout_pipeline || true
-	@touch $@
+	$(call install,$(VENV),$<)
 
 demo: $(STAMP)
 	$(BIN)/payout-pipeline demo
@@ -71,11 +76,7 @@ CLUSTER_BIN := $(CLUSTER_VENV)/bin
 CLUSTER_STAMP := $(CLUSTER_VENV)/.installed
 
 $(CLUSTER_STAMP): requirements-cluster.lock pyproject.toml
-	@test -n "$(PYTHON)" || { echo "Python 3.10 to 3.13 with venv is needed and was not found; set PYTHON=/path/to/python3" >&2; exit 1; }
-	test -x $(CLUSTER_BIN)/python || $(PYTHON) -m venv $(CLUSTER_VENV)
-	$(CLUSTER_BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-cluster.lock
-	$(CLUSTER_BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	@touch $@
+	$(call install,$(CLUSTER_VENV),$<)
 
 test-cluster: $(CLUSTER_STAMP)
 	tools/cluster_setup.sh $(CLUSTER_BIN)/python

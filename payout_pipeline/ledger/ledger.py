@@ -110,17 +110,16 @@ class Ledger(LedgerFiles):
 
     def _begin(self, plan: RunPlan, finished: SnapshotInfo | None) -> RunningLedger:
         carried_snapshot, carried, remaining = self._carry(plan, finished)
-        total = 0 if plan.chunk is None else plan.chunk.count
-        asked = total if remaining is None else len(remaining)
+        asked = plan.ids if remaining is None else len(remaining)
         facts = Facts(
             run_id=uuid4().hex,
             fingerprint=plan.fingerprint,
             refetch=plan.refetch,
             started_at=now(),
-            ids=total,
+            ids=plan.ids,
             carried_snapshot=carried_snapshot,
             carried=carried,
-            batches=None if plan.chunk is None else -(-asked // plan.batch_size),
+            batches=plan.batches(asked),
             pin=None,
         )
         self._clear_running()
@@ -216,8 +215,7 @@ def _why_other_plan(facts: Facts, plan: RunPlan, finished: SnapshotInfo | None) 
         return f"was to ask {facts.refetch} ids, this one {plan.refetch}"
     if facts.carried_snapshot is not None and (finished is None or finished.snapshot_id != facts.carried_snapshot):
         return "carried rows of a snapshot that is not there any more"
-    total = 0 if plan.chunk is None else plan.chunk.count
-    expected = None if plan.chunk is None else -(-(total - facts.carried) // plan.batch_size)
-    if facts.ids != total or facts.batches != expected or facts.carried > total:
+    expected = plan.batches(plan.ids - facts.carried)
+    if facts.ids != plan.ids or facts.batches != expected or facts.carried > plan.ids:
         return "has totals that do not fit its ids"
     return None

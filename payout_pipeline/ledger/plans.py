@@ -49,6 +49,15 @@ class RunPlan:
             raise ValueError("a list has a chunk, a scan has a range of prefixes")
 
     @property
+    def ids(self) -> int:
+        """Number of ids of the list; 0 in a scan, which has yet to find them."""
+        return 0 if self.chunk is None else self.chunk.count
+
+    def batches(self, asked: int) -> int | None:
+        """Number of batches that ask for so many ids; None in a scan, which takes as many as it needs."""
+        return None if self.chunk is None else -(-asked // self.batch_size)
+
+    @property
     def ids_sha256(self) -> str:
         """Of the ids asked (list), or of the range (scan)."""
         if self.chunk is not None:

@@ -53,9 +53,8 @@ class RunningLedger:
     @classmethod
     def of_finished(cls, files: LedgerFiles, plan: RunPlan, finished: SnapshotInfo) -> RunningLedger:
         """The run of a finished snapshot: nothing is left to be asked."""
-        total = 0 if plan.chunk is None else plan.chunk.count
         facts = Facts(
-            finished.snapshot_id, finished.fingerprint, finished.refetch, finished.started_at, total, None,
+            finished.snapshot_id, finished.fingerprint, finished.refetch, finished.started_at, plan.ids, None,
             finished.carried, finished.batches, finished.pin,
         )  # fmt: skip
         running = cls(files, plan, facts, None)
@@ -166,7 +165,7 @@ class RunningLedger:
                 )
                 self._totals["resolved"] -= self._facts.carried
                 self._facts.carried_snapshot, self._facts.carried = None, 0
-                self._facts.batches = -(-self._facts.ids // self._plan.batch_size)
+                self._facts.batches = self._plan.batches(self._facts.ids)
                 self._remaining = None
                 kept = False
         self._facts.pin = pin
