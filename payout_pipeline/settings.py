@@ -130,6 +130,7 @@ class Settings(BaseModel):
     goldsky_endpoint: str = PUBLIC_ENDPOINT
     goldsky_api_token: SecretStr | None = None
     goldsky_batch_size: Whole = Field(1000, ge=1, le=MAX_BATCH_SIZE)
+    goldsky_batches_per_request: Whole = Field(10, ge=1, le=100)
     goldsky_concurrent_requests: Whole = Field(8, ge=1, le=256)
     goldsky_rate_limit: Annotated[RateLimit, BeforeValidator(_rate_limit)] = RateLimit(requests=50, seconds=10)
     goldsky_max_retries: Whole = Field(3, ge=0, le=100)
