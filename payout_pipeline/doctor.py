@@ -363,7 +363,8 @@ def _warehouse(settings: Settings) -> Warehouse | None:
 
 
 def _tables(session: Session, settings: Settings) -> Iterator[Finding]:
-    from payout_pipeline.warehouse.schema import ID_COLUMNS, check_target, check_view_place, inspect_table
+    from payout_pipeline.warehouse.schema import ID_COLUMNS, check_view_place, inspect_table
+    from payout_pipeline.warehouse.target import check_target
 
     name = QualifiedName.parse(settings.target_table)
     target = inspect_table(session, name)

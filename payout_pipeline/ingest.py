@@ -48,7 +48,7 @@ def prepare_target(settings: Settings, log: Logger) -> None:
     Raises WarehouseSchemaError with the DDL that is needed, ConfigurationError or WarehousePermanentError where the
     database cannot be used, WarehouseUnavailableError where it does not answer within its budget.
     """
-    from payout_pipeline.warehouse.schema import ensure_sources
+    from payout_pipeline.warehouse.target import ensure_sources
 
     if _tables_of(settings) in _prepared:
         log.info(f"target table {settings.target_table}: looked at when the backfill began")
@@ -103,7 +103,7 @@ def ingest_worker(settings: Settings, worker: int, *, log: Logger, run_id: str =
     from payout_pipeline.fetch import worker_lock
     from payout_pipeline.warehouse.load import load_rows
     from payout_pipeline.warehouse.queries import stored_rows, survey
-    from payout_pipeline.warehouse.schema import ensure_target
+    from payout_pipeline.warehouse.target import ensure_target
 
     started = time.monotonic()
     partition = partition_key(worker, settings.workers)

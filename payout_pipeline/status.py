@@ -299,8 +299,9 @@ def _rows(settings: Settings, store: Store, now: datetime) -> tuple[int | None, 
 
 def _count_rows(session: Any, settings: Settings) -> int | None:
     from payout_pipeline.warehouse.identifiers import QualifiedName
-    from payout_pipeline.warehouse.schema import SOURCE, inspect_table
+    from payout_pipeline.warehouse.schema import inspect_table
     from payout_pipeline.warehouse.statements import statement
+    from payout_pipeline.warehouse.target import SOURCE
 
     name = QualifiedName.parse(settings.target_table)
     table = inspect_table(session, name)

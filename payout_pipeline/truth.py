@@ -93,7 +93,7 @@ def require_all_workers(settings: Settings) -> list[dict[str, Any]]:
 
 def _measure(session: Session, settings: Settings) -> dict[str, Any]:
     from payout_pipeline.warehouse.queries import coverage, settled_pnl, survey
-    from payout_pipeline.warehouse.schema import ensure_sources
+    from payout_pipeline.warehouse.target import ensure_sources
 
     ensure_sources(session, settings)
     place = survey(session, settings)

@@ -12,7 +12,7 @@ from payout_pipeline.verdict import Verdict
 from payout_pipeline.warehouse.client import Warehouse
 from payout_pipeline.warehouse.identifiers import QualifiedName
 from payout_pipeline.warehouse.load import compare_rows
-from payout_pipeline.warehouse.schema import ensure_target
+from payout_pipeline.warehouse.target import ensure_target
 from payout_pipeline.worklist import WorkerInput
 
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 from payout_pipeline.errors import ConfigurationError
 from payout_pipeline.warehouse.client import Session
 from payout_pipeline.warehouse.identifiers import QualifiedName
-from payout_pipeline.warehouse.schema import SOURCE, Table, TargetTable, check_target, ensure_market, inspect_table
+from payout_pipeline.warehouse.schema import Table, ensure_market, inspect_table
 from payout_pipeline.warehouse.statements import Sql, column, statement
+from payout_pipeline.warehouse.target import SOURCE, TargetTable, check_target
 from payout_pipeline.warehouse.view import Readings, normal_id, readings
 
 if TYPE_CHECKING:

@@ -163,7 +163,7 @@ def load(meter: Meter, directory: Path, count: int) -> None:
     from payout_pipeline.warehouse.client import Warehouse
     from payout_pipeline.warehouse.identifiers import QualifiedName
     from payout_pipeline.warehouse.load import load_rows
-    from payout_pipeline.warehouse.schema import ensure_sources, ensure_target
+    from payout_pipeline.warehouse.target import ensure_sources, ensure_target
     from payout_pipeline.warehouse.view import rebuild_view
 
     filled = filled_ledger(Meter(), directory, count)
