@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from payout_pipeline.settings import Settings
 
 _SCALE = 1_000_000_000
-_RECENT_FIRST = ("fetched_at", "updated_at", "version", "block_number", "resolved_at")
+_RECENT_FIRST = ("fetched_at", "updated_at", "version")
 
 
 @dataclass(frozen=True, slots=True)
