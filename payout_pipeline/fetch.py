@@ -274,14 +274,12 @@ async def _run(work: _Work, stop: StopRequest) -> FetchSummary:
     def on_wait(reason: str, seconds: float) -> None:
         if seconds > _LONG_WAIT_SECONDS and not loaded:  # time for what the load would begin with
             loaded.append(asyncio.ensure_future(asyncio.to_thread(load_engine, work.settings)))
-        if work.settings.debug or reason not in ("window", "pace"):
+        if work.settings.debug or reason != "window":
             work.log.info("waiting %.1f s: %s", seconds, scrub(reason))
 
     try:
         stopped = stop.bind()
-        async with GoldskyClient.from_settings(
-            work.settings, stop=stopped, on_wait=on_wait, precedence=work.worker - 1
-        ) as client:
+        async with GoldskyClient.from_settings(work.settings, stop=stopped, on_wait=on_wait) as client:
             info = await client.probe()
             for attempt in range(1, _PINS_PER_RUN + 1):
                 running = work.ledger.start(work.plan(info.schema_kind), reuse_finished=_reusable(work))

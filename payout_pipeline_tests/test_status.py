@@ -16,10 +16,10 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from payout_pipeline.checkpoint import BatchProgress, Checkpoint, ProgressFile, iso_time, write_checkpoint
-from payout_pipeline.goldsky.pacing import hold as pacing_hold
 from payout_pipeline.goldsky.pacing import open_store as open_budget
+from payout_pipeline.goldsky.rate_limit import hold as pacing_hold
 from payout_pipeline.ledger import DIRECTORY, STATUSES
-from payout_pipeline.locks import hold
+from payout_pipeline.locks import FileLocks
 from payout_pipeline.report_commands import status as status_command
 from payout_pipeline.settings import Settings, load_settings
 from payout_pipeline.status import Status, print_status, read_status, render_status
@@ -72,7 +72,7 @@ def progress(settings: Settings, *ages: float, worker: int = 1) -> None:
 
 
 def held(settings: Settings, worker: int = 1, purpose: str = "goldsky_payouts") -> Any:
-    return hold(f"worker_{worker}_of_2", directory=Path(settings.runtime_dir) / "locks", purpose=purpose)
+    return FileLocks(Path(settings.runtime_dir) / "locks").hold(f"worker_{worker}_of_2", purpose=purpose)
 
 
 def first(settings: Settings) -> Any:
@@ -107,8 +107,7 @@ def test_the_rate_limit_of_a_remote_runtime_directory_is_found_where_it_is_kept(
     assert read_status(remote).answers_429 == 0
     assert list((tmp_path / "tmp").iterdir()) == []  # a look makes nothing
     budget = open_budget(remote.goldsky_endpoint, remote.goldsky_rate_limit, runtime_dir=remote.runtime_dir)
-    with budget.transaction() as tx:
-        pacing_hold(tx, 30, "429")
+    budget.change(lambda shared, now: pacing_hold(shared, now, 30, "429"))
     budget.close()
     found = read_status(remote)
     assert (found.answers_429, round(found.hold_seconds)) == (1, 30)
