@@ -60,9 +60,12 @@ class SharedLocks(Locks):
 
     def holder(self, name: str) -> Holder | None:
         """See `Locks.holder`; None too where the server does not answer."""
-        with suppress(StoreBusyError):
+        try:
             return self._store.edit(self._key(name), lambda text, now: (None, _Lease.read(text).holder_at(now)))
-        return None
+        except StoreBusyError:
+            return None
+        finally:
+            self._store.close()  # who asks may never ask again
 
     def _key(self, name: str) -> str:
         return f"lock:{hashlib.sha256(self._scope.encode()).hexdigest()[:16]}:{name}"
@@ -101,6 +104,7 @@ class SharedLocks(Locks):
             keeper.join(self._lifetime)
             with suppress(StoreBusyError, ConfigurationError):  # it runs out by itself, and the work is done
                 self._store.edit(self._key(name), lambda text, _now: (_Lease.read(text).released_by(token), None))
+            self._store.close()
         if lost:
             raise LockLostError(f"{lost[0]}. What was finished is kept; start the worker again, it resumes.")
 

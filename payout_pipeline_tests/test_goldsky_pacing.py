@@ -103,28 +103,26 @@ class Memory(SharedStore):
 
 
 def burst(budget: Memory, now: int) -> tuple[int, int]:
-    """How many requests that end at once are admitted until the window is full, and when that is."""
-    granted = 0
-    while (
-        refusal := budget.at(now, admit, budget.limit, f"{now}-{granted}", 1000)
-    ) is None or refusal.wait_seconds < 1:
-        if refusal is None:
-            budget.at(now, finish, budget.limit, f"{now}-{granted}")
-            granted += 1
-        else:
+    """How many of 60 requests that end at once are admitted without a long wait, and when that is over."""
+    for granted in range(60):
+        while (refusal := budget.at(now, admit, budget.limit, f"{now}-{granted}", 1000)) is not None:
+            if refusal.wait_seconds >= 1:
+                return granted, now
             now += max(1, round(refusal.wait_seconds * 1000))
-    return granted, now
+        budget.at(now, finish, budget.limit, f"{now}-{granted}")
+    return 60, now
 
 
 def test_the_whole_window_is_used_within_an_eighth_of_it_and_again_one_window_later() -> None:
     budget, started = Memory(limit(50, 10)), 10_000_000
     granted, now = burst(budget, started)
-    assert (granted, now - started <= 1_250) == (50, True)
+    # 25 ms apart: where somebody else has used the server's window, a 429 stops everybody while few are under way.
+    assert (granted, now - started) == (50, 49 * 25)
     refusal = budget.at(now, admit, budget.limit, "next", 1000)
     assert refusal is not None
     assert refusal.wait_seconds == pytest.approx(10.02 - (now - started) / 1000, abs=0.11)
     granted, now = burst(budget, started + 11_500)
-    assert (granted, now - started <= 12_750) == (50, True)
+    assert (granted, now - started) == (50, 11_500 + 49 * 25)
 
 
 def test_a_refused_request_learns_when_the_next_place_is_free_and_not_much_later() -> None:

@@ -16,6 +16,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
@@ -188,10 +189,11 @@ def owner_is_dead(lease: str) -> bool:
 
 @lru_cache(maxsize=1)
 def _machine() -> str:
-    """This machine and its process number space: only here can be seen whether a process lives."""
-    link = Path("/proc/self/ns/pid")
-    namespace = link.readlink() if link.is_symlink() else ""
-    return hashlib.sha256(f"{socket.gethostname()}|{namespace}".encode()).hexdigest()[:12]
+    """This machine, since its start, and its process number space: only here can be seen whether a process lives."""
+    name = socket.gethostname()
+    with suppress(OSError):  # Linux only
+        name += Path("/proc/sys/kernel/random/boot_id").read_text() + str(Path("/proc/self/ns/pid").readlink())
+    return hashlib.sha256(name.encode()).hexdigest()[:12]
 
 
 def _count(budget: Budget, ended: int, limit: Limit) -> None:
