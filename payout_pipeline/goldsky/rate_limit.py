@@ -160,10 +160,7 @@ def hold(budget: Budget, now: int, seconds: float, reason: str) -> int:
 
 def report_outage(budget: Budget, now: int, message: str) -> None:
     """Note for ``payout-pipeline status`` that the subgraph does not answer; an empty message: it does again."""
-    if not message:
-        budget.outage_since = budget.outage_until = 0
-    elif not budget.outage_since:
-        budget.outage_since = now
+    budget.outage_since = (budget.outage_since or now) if message else 0
     budget.outage_until = now + _OUTAGE_BELIEVED_MS if message else 0
     budget.outage_message = message
 
