@@ -37,7 +37,7 @@ def _real_time(text: str) -> str:
 
 
 _Count = Annotated[int, Field(ge=0, le=2**53 - 1)]  # what jq and every other reader of JSON keep exactly
-_Text = Annotated[str, Field(max_length=500), AfterValidator(_printable)]
+_Text = Annotated[str, Field(min_length=1, max_length=500), AfterValidator(_printable)]
 _Time = Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d{3}Z\z"), AfterValidator(_real_time)]
 _Worker = Annotated[int, Field(ge=1, le=MAX_WORKERS)]
 
@@ -87,10 +87,10 @@ class Checkpoint(BaseModel):
     counts: dict[str, _Count] = Field(alias="statusCounts")
     partition: _Text
     block_number: _Count | None = Field(None, alias="blockNumber")
-    deployment: _Text | None = None
+    deployment: _Text | Literal[""] | None = None
     fingerprint: _Text
     state: Literal["running", "complete"] = "running"
-    version: Literal[1] = 1
+    version: Annotated[int, Field(ge=1, le=1)] = 1
 
     @model_validator(mode="after")
     def _sensible(self) -> Checkpoint:

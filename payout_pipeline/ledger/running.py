@@ -36,10 +36,7 @@ class RunningLedger:
             self.ids_total = 0
             self.batch_count = len(ids.prefixes)
         self._load_batches()
-        self.missing_batches = [
-            index for index in range(self.batch_count) if self._on_disk.get(index, {"failed": 1})["failed"]
-        ]
-        """The batches to be asked by this process, in order: not on disk yet, or with failed ids."""
+        self._retried = {index for index, counts in self._on_disk.items() if counts["failed"]}
 
     # -- facts
 
@@ -47,6 +44,11 @@ class RunningLedger:
     def pin(self) -> Pin:
         """The block of this run."""
         return self.info.pin
+
+    @property
+    def missing_batches(self) -> list[int]:
+        """The batches still to be asked, in order: not on disk yet, or with ids that failed before an interruption."""
+        return [index for index in range(self.batch_count) if index not in self._on_disk or index in self._retried]
 
     @property
     def counts(self) -> dict[str, int]:
@@ -184,6 +186,7 @@ class RunningLedger:
         key = self._ledger.key(files.batch_file(index))
         files.write_rows(self._ledger.store, key, ledger_schema(), [table], lambda: self._footer(index))
         self._on_disk[index] = counts_of(table)
+        self._retried.discard(index)
 
     def _fault(self, index: int, table: pa.Table, *, whole: bool) -> str | None:
         """Why these cannot be rows of the batch; None if they can."""
