@@ -74,54 +74,27 @@ def rows_from_answer(
     """
     import pyarrow as pa
 
-    times = resolved_at or {}
-    faults = failed or {}
-    statuses: list[str] = []
-    payouts: list[str | None] = []
-    numerators: list[tuple[int, ...] | None] = []
-    denominators: list[int | None] = []
-    winners: list[int | None] = []
-    seconds: list[int | None] = []
-    errors: list[str | None] = []
+    times, faults = resolved_at or {}, failed or {}
+    rows: list[dict[str, Any]] = []
     for condition_id in asked:
-        vector: Vector | InvalidVector | None = None
-        error: str | None = None
+        row: dict[str, Any] = {"condition_id": condition_id, "status": "absent"}
         if condition_id in faults:
-            status, error = "failed", faults[condition_id] or "no answer"
-        elif condition_id not in answered:
-            status = "absent"
-        else:
+            row |= {"status": "failed", "error": faults[condition_id] or "no answer"}
+        elif condition_id in answered:
             vector = answered[condition_id]
-            status = "unresolved"
-        if type(vector) is Vector:
-            statuses.append("resolved")
-            numerators.append(vector.numerators)
-            denominators.append(vector.denominator)
-            winners.append(vector.winning_index)
-            seconds.append(times.get(condition_id))
-        else:
+            row |= {"status": "unresolved", "payouts": raw.get(condition_id)}
             if isinstance(vector, InvalidVector):
-                status, error = "invalid", vector.reason
-            statuses.append(status)
-            numerators.append(None)
-            denominators.append(None)
-            winners.append(None)
-            seconds.append(None)
-        payouts.append(raw.get(condition_id) if error is None or status == "invalid" else None)
-        errors.append(error)
-    schema = ledger_schema()
-    count = len(statuses)
-    columns: list[Any] = [
-        list(asked), statuses, payouts, numerators, denominators, winners, seconds,
-        pa.repeat(pa.scalar(block_number, pa.uint64()), count),
-        pa.repeat(pa.scalar(fetched_at, pa.timestamp("ms", "UTC")), count),
-        errors,
-    ]  # fmt: skip
-    arrays = [
-        pa.array(values, type=kind.type) if isinstance(values, list) else values
-        for values, kind in zip(columns, schema, strict=True)
-    ]
-    return pa.Table.from_arrays(arrays, schema=schema)
+                row |= {"status": "invalid", "error": vector.reason}
+            elif vector is not None:
+                row |= {
+                    "status": "resolved",
+                    "payout_numerators": vector.numerators,
+                    "payout_denominator": vector.denominator,
+                    "winning_index": vector.winning_index,
+                    "resolved_at": times.get(condition_id),
+                }
+        rows.append(row | {"block_number": block_number, "fetched_at": fetched_at})
+    return pa.Table.from_pylist(rows, schema=ledger_schema())
 
 
 def counts_of(table: pa.Table) -> dict[str, int]:
