@@ -9,27 +9,24 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from payout_pipeline.conditions import Chunk, PrefixRange, partition_key, prefix_range, read_conditions
 from payout_pipeline.errors import (
     ErrorRateError,
-    GoldskyUnavailableError,
     InterruptedRunError,
     SnapshotLostError,
 )
 from payout_pipeline.fetch_summary import FetchSummary, summarise
 from payout_pipeline.ledger import ERROR_STATUSES, Ledger, Pin, RunningLedger, SnapshotInfo, start_run
-from payout_pipeline.ledger.answers import OddTimes, rows_of_answer
 from payout_pipeline.ledger.checkpoint import CheckpointWriter, read_checkpoint, write_complete
 from payout_pipeline.ledger.info import Refetch
 from payout_pipeline.locks import locks_for
 from payout_pipeline.logs import forwarded_to
+from payout_pipeline.questions import Questions
 from payout_pipeline.scrub import excerpt, scrub
 from payout_pipeline.settings import Settings
 from payout_pipeline.signals import StopRequest, stop_on_signals
@@ -38,17 +35,13 @@ from payout_pipeline.storage import open_store
 if TYPE_CHECKING:
     from logging import Logger
 
-    import pyarrow as pa
-
     from payout_pipeline.goldsky.answers import SubgraphInfo
-    from payout_pipeline.goldsky.client import BatchAnswer, GoldskyClient
+    from payout_pipeline.goldsky.client import GoldskyClient
 
 #: A second run of the same worker waits this long for the first one to end, then refuses and names it.
 LOCK_WAIT_SECONDS = 30.0
 #: How often a run is pinned anew (a deployment that moves, history that is pruned) before it gives up.
 _PINS_PER_RUN = 3
-#: How often absent ids are asked again while their number keeps changing.
-_CONFIRMATIONS = 10
 
 
 @dataclass
@@ -67,10 +60,6 @@ class _Work:
     backfill_id: str
 
     started: float = field(default_factory=time.monotonic)
-    ids_asked: int = 0
-    batches_resumed: int = 0
-    last_error: str = ""
-    odd_times: OddTimes = field(default_factory=OddTimes)
 
     def plan(self, schema_kind: str, pin: Pin) -> SnapshotInfo:
         """The snapshot to be made of a subgraph of this schema at this block."""
@@ -192,7 +181,7 @@ async def _run(work: _Work, stop: StopRequest) -> SnapshotInfo:
     from payout_pipeline.goldsky.pacing import StoppedError
 
     if isinstance(work.ids, Chunk) and work.ids.count == 0:  # materializes with 0 rows, and asks nothing
-        return _finish(work, None, start_run(work.ledger, work.plan("none", Pin(0, "")), work.ids))
+        return _finish(work, start_run(work.ledger, work.plan("none", Pin(0, "")), work.ids), _no_stats(work))
 
     def on_wait(reason: str, seconds: float) -> None:
         if work.settings.debug or reason not in ("window", "pace"):
@@ -205,8 +194,10 @@ async def _run(work: _Work, stop: StopRequest) -> SnapshotInfo:
                 info = await client.probe()
                 running = _begin(work, client, info, history_kept)
                 try:
-                    await _ask_all(work, client, running)
-                    return await asyncio.to_thread(_finish, work, client, running)
+                    resumed = running.batches_done
+                    questions = await _ask_all(work, client, running)
+                    stats = _stats(work, client, questions, resumed)
+                    return await asyncio.to_thread(_finish, work, running, stats, questions.last_error)
                 except SnapshotLostError as lost:
                     if not left:
                         raise
@@ -235,7 +226,6 @@ def _begin(work: _Work, client: GoldskyClient, info: SubgraphInfo, history_kept:
         has_indexing_errors=info.has_indexing_errors,
     )
     running = start_run(work.ledger, work.plan(info.schema_kind, pin), work.ids)
-    work.batches_resumed = running.batches_done
     work.log.info(
         f"snapshot: block {running.pin.block_number:,} ({'at' if running.pin.kind == 'number' else 'at or after'}), "
         f"head {info.head_number:,}, deployment {info.deployment}; "
@@ -244,230 +234,75 @@ def _begin(work: _Work, client: GoldskyClient, info: SubgraphInfo, history_kept:
     return running
 
 
-async def _ask_all(work: _Work, client: GoldskyClient, running: RunningLedger) -> None:
+async def _ask_all(work: _Work, client: GoldskyClient, running: RunningLedger) -> Questions:
     """Ask every missing batch, then once more for the ids that no answer had."""
-    read_checkpoint(work.ledger.store, work.worker, work.log.warning, repair=True)
-    checkpoint = CheckpointWriter(work.ledger.store, work.worker, running, interval=work.settings.checkpoint_interval)
+    store, settings = work.ledger.store, work.settings
+    read_checkpoint(store, work.worker, work.log.warning, repair=True)
+    checkpoint = CheckpointWriter(store, work.worker, running, interval=settings.checkpoint_interval)
     checkpoint.begin()
-    asking = _Asking(work, client, running, checkpoint)
+    questions = Questions(
+        client, work.ledger, running, checkpoint, lanes=settings.goldsky_concurrent_requests, log=work.log
+    )
     try:
         if isinstance(work.ids, PrefixRange):
-            await asking.scan()
+            await questions.scan()
         else:
-            await asking.batches()
-            await asking.confirm_absences()
+            await questions.ask_batches()
+            await questions.confirm_absences()
     finally:
         checkpoint.save()
-
-
-class _Asking:
-    """The questions of a run: groups of batches, each group one request."""
-
-    def __init__(
-        self, work: _Work, client: GoldskyClient, running: RunningLedger, checkpoint: CheckpointWriter
-    ) -> None:
-        self._work, self._client, self._running, self._checkpoint = work, client, running, checkpoint
-        self._lanes = work.settings.goldsky_concurrent_requests
-        self._storing = asyncio.Lock()
-
-    async def batches(self) -> None:
-        """Ask all missing batches, spread over the requests that may be in flight so that none is idle."""
-        missing = self._running.missing_batches
-        evenly = max(1, -(-len(missing) // self._lanes))
-
-        async def ask(group: Sequence[int]) -> None:
-            ids = [self._running.ids_to_ask(index) for index in group]
-            answers = await self._client.fetch_batches(ids, self._pin)
-            await _to_its_end(self._keep_batches(group, ids, answers))
-
-        await self._in_lanes(ask, self._groups(missing, evenly))
-
-    async def _keep_batches(
-        self, group: Sequence[int], ids: Sequence[list[str]], answers: Sequence[BatchAnswer]
-    ) -> None:
-        for index, asked, answer in zip(group, ids, answers, strict=True):
-            self._work.ids_asked += len(asked)
-            await self._keep(index, self._rows(asked, answer), answer.duration, answer.attempts)
-
-    async def scan(self) -> None:
-        """Ask for all resolved conditions of each missing prefix."""
-
-        async def ask(group: Sequence[int]) -> None:
-            prefixes = [self._running.prefix(index) for index in group]
-            answers = [await self._scanned(prefix) for prefix in prefixes]
-            await _to_its_end(self._keep_batches(group, [list(answer.found) for answer in answers], answers))
-
-        await self._in_lanes(ask, self._groups(self._running.missing_batches, 1))
-
-    async def _scanned(self, prefix: str) -> BatchAnswer:
-        from payout_pipeline.goldsky.client import BatchAnswer
-
-        number = int(prefix, 16)
-        # The smallest id of the prefix itself is included: `after` is exclusive, and nothing is smaller than no digits.
-        after = f"{number - 1:02x}".ljust(64, "f") if number else ""
-        whole = BatchAnswer()
-        async for page in self._client.scan(after, f"{number + 1:02x}" if number < 255 else None, self._pin):
-            whole.found |= page.found
-            whole.block_number = min(whole.block_number or page.block_number, page.block_number)
-            whole.requests += page.requests
-        return whole
-
-    async def confirm_absences(self) -> None:
-        """Ask once more for the ids that an answer did not have, until nothing changes: an absence counts when two
-        answers agree.
-
-        No answer shows by itself that an id was left out of it. In a refresh, ids that the former snapshot had as absent
-        already, and that are still, have their second answer.
-        """
-        known: set[str] = set()
-        if self._running.carried:
-            absent = self._work.ledger.read(["condition_id"], ["absent"])
-            known = {i for batch in absent for i in batch.column(0).to_pylist()}
-        batch_of = {i: index for index, ids in self._running.ids_with_status("absent") for i in ids if i not in known}
-        for _ in range(_CONFIRMATIONS):
-            if not batch_of or not await self._ask_again(batch_of):
-                return
-        raise GoldskyUnavailableError(
-            f"{self._work.partition}: the subgraph left out other ids in each of {_CONFIRMATIONS} answers, so an absence "
-            "means nothing. What was answered is saved.\nTo repair it: start it again when the subgraph answers alike."
-        )
-
-    async def _ask_again(self, batch_of: dict[str, int]) -> bool:
-        """Ask for these ids, store what is there after all and take it out; returns whether there was any."""
-        ids, size = list(batch_of), self._work.settings.goldsky_batch_size
-        pieces = [ids[start : start + size] for start in range(0, len(ids), size)]
-        there: list[str] = []
-
-        async def ask(group: Sequence[list[str]]) -> None:
-            answers = await self._client.fetch_batches(group, self._pin)
-            await _to_its_end(keep(answers))
-
-        async def keep(answers: Sequence[BatchAnswer]) -> None:
-            for answer in answers:
-                changed = [*answer.found, *answer.failed]
-                there.extend(answer.found)
-                for index in sorted({batch_of[i] for i in changed}):
-                    mine = [i for i in changed if batch_of[i] == index]
-                    await self._keep(index, self._rows(mine, answer))
-                for i in changed:
-                    del batch_of[i]
-
-        await self._in_lanes(ask, self._groups(pieces, len(pieces)))
-        if there:
-            self._work.log.warning(
-                f"{len(there):,} ids that an answer had left out were there when asked again, first {there[0]}; "
-                "the second answer counts"
-            )
-        return bool(there)
-
-    # -- the parts
-
-    @property
-    def _pin(self) -> Any:
-        from payout_pipeline.goldsky.answers import Pin as AskedPin
-
-        pin = self._running.pin
-        return AskedPin(pin.block_number, pin.deployment, pin.kind)
-
-    def _groups(self, items: Sequence[Any], most: int) -> Iterator[list[Any]]:
-        """``items`` in groups of ``most``, or fewer where a request carries no more; that may shrink meanwhile."""
-        waiting = deque(items)
-        while waiting:
-            size = max(1, min(most, self._client.batches_per_request, len(waiting)))
-            yield [waiting.popleft() for _ in range(size)]
-
-    async def _in_lanes(self, ask: Callable[[Any], Coroutine[Any, Any, None]], groups: Iterator[Any]) -> None:
-        """Ask the groups, as many at a time as requests may be in flight. The first fault stops all."""
-
-        async def lane() -> None:
-            for group in groups:
-                await ask(group)
-
-        lanes = [asyncio.ensure_future(lane()) for _ in range(self._lanes)]
-        try:
-            await asyncio.gather(*lanes)
-        finally:
-            for task in lanes:
-                task.cancel()
-            await asyncio.gather(*lanes, return_exceptions=True)
-
-    def _rows(self, ids: Sequence[str], answer: BatchAnswer) -> pa.Table:
-        """The ledger rows of an answer."""
-        info = self._client.info
-        assert info is not None  # noqa: S101 - the probe comes first
-        if answer.failed:
-            self._work.last_error = next(iter(answer.failed.values()))
-        return rows_of_answer(ids, answer, info, datetime.now(timezone.utc), self._work.odd_times)
-
-    async def _keep(self, index: int, table: pa.Table, seconds: float = 0.0, attempts: int = 0) -> None:
-        """Store rows of a batch, then count them; ``attempts`` is 0 for later answers of a batch on disk."""
-        async with self._storing:
-            await asyncio.to_thread(self._running.write_batch, index, table)
-            if not attempts:
-                return
-            found = int(sum(1 for status in table["status"].to_pylist() if status == "resolved"))
-            if self._checkpoint.batch_done(index, ids=len(table), found=found, seconds=seconds, attempts=attempts):
-                self._log_progress()
-
-    def _log_progress(self) -> None:
-        work, counts = self._work, self._running.counts
-        done, total = sum(counts.values()), self._running.ids_total
-        seconds = time.monotonic() - work.started
-        rate = work.ids_asked / seconds if seconds > 0 else 0.0
-        left = f", about {(total - done) / rate:.0f} s left" if rate > 0 and total else ""
-        of = f" of {total:,} ({100 * done / total:.1f} %)" if total else ""
-        work.log.info(
-            f"{work.partition}: {done:,}{of} ids, {counts['resolved']:,} payouts found, {rate:,.0f} ids/s{left}; "
-            f"{self._client.stats.requests:,} requests, {self._client.pacer.stats.answers_429} answers of 429"
-        )
-
-
-async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
-    """Await ``work``; a cancellation waits until it is done, so that what was answered is stored."""
-    task = asyncio.ensure_future(work)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task})
-        raise
+    return questions
 
 
 # ---------------------------------------------------------------------------------------------------------- the end
 
 
-def _finish(work: _Work, client: GoldskyClient | None, running: RunningLedger) -> SnapshotInfo:
-    """Make the ledger of the run, unless too many of its ids failed."""
-    _check_error_rate(work, running)
-    seconds = time.monotonic() - work.started
-    stats: dict[str, Any] = {
+def _no_stats(work: _Work) -> dict[str, Any]:
+    """What is remembered of a run that asked nothing."""
+    return {
         "run_id": work.run_id,
         "backfill_id": work.backfill_id,
         "input_sha256": work.input_sha256,
-        "ids_asked": work.ids_asked,
-        "batches_resumed": work.batches_resumed,
-        "requests": client.stats.requests if client else 0,
-        "retries": client.stats.retries if client else 0,
-        "batches_per_request": client.batches_per_request if client else 0,
-        "shrunk_because": scrub(client.shrunk_because) if client else "",
-        "rate_limited": client.pacer.stats.answers_429 if client else 0,
-        "waits": client.pacer.stats.waits if client else 0,
-        "waited_seconds": round(client.pacer.stats.wait_seconds, 3) if client else 0.0,
-        "odd_times": work.odd_times.count,
-        "seconds": round(seconds, 3),
+        "shrunk_because": "",
+        **dict.fromkeys(("ids_asked", "batches_resumed", "requests", "retries", "batches_per_request", "odd_times"), 0),
+        **dict.fromkeys(("rate_limited", "waits", "waited_seconds"), 0),
     }
-    if work.odd_times.count:
-        work.log.warning(f"{work.partition}: {work.odd_times}")
-    info = running.finish(stats)
+
+
+def _stats(work: _Work, client: GoldskyClient, questions: Questions, resumed: int) -> dict[str, Any]:
+    """What is remembered of a run that asked."""
+    if questions.odd_times.count:
+        work.log.warning(f"{work.partition}: {questions.odd_times}")
+    return _no_stats(work) | {
+        "ids_asked": questions.ids_asked,
+        "batches_resumed": resumed,
+        "requests": client.stats.requests,
+        "retries": client.stats.retries,
+        "batches_per_request": client.batches_per_request,
+        "shrunk_because": scrub(client.shrunk_because),
+        "odd_times": questions.odd_times.count,
+        "rate_limited": client.pacer.stats.answers_429,
+        "waits": client.pacer.stats.waits,
+        "waited_seconds": round(client.pacer.stats.wait_seconds, 3),
+    }
+
+
+def _finish(work: _Work, running: RunningLedger, stats: dict[str, Any], last_error: str = "") -> SnapshotInfo:
+    """Make the ledger of the run, unless too many of its ids failed."""
+    _check_error_rate(work, running, last_error)
+    seconds = time.monotonic() - work.started
+    info = running.finish(stats | {"seconds": round(seconds, 3)})
     work.log.info(
         f"✅ WORKER {work.worker} COMPLETE! {info.ids:,} ids: "
         + ", ".join(f"{count:,} {status}" for status, count in info.counts.items())
-        + f"; {stats['requests']:,} requests in {seconds:.1f} s ({work.ids_asked / max(seconds, 0.001):,.0f} ids/s), "
+        + f"; {stats['requests']:,} requests in {seconds:.1f} s "
+        f"({stats['ids_asked'] / max(seconds, 0.001):,.0f} ids/s), "
         f"{stats['retries']} retries, {stats['rate_limited']} answers of 429"
     )
     return info
 
 
-def _check_error_rate(work: _Work, running: RunningLedger) -> None:
+def _check_error_rate(work: _Work, running: RunningLedger, last_error: str) -> None:
     """Raises ErrorRateError where more ids failed, or are invalid, than ``PAYOUT_MAX_ERROR_RATE`` allows."""
     counts = running.counts
     total, errors = sum(counts.values()), sum(counts[status] for status in ERROR_STATUSES)
@@ -486,6 +321,6 @@ def _check_error_rate(work: _Work, running: RunningLedger) -> None:
         f"{work.partition}: {errors:,} of {total:,} ids failed or are invalid ({100 * errors / total:.2f} %): "
         f"{counts['failed']:,} failed, {counts['invalid']:,} invalid; PAYOUT_MAX_ERROR_RATE allows {100 * limit:g} %. "
         "What was answered is saved."
-        + (f" Last error: {excerpt(work.last_error, 300)}." if work.last_error else "")
+        + (f" Last error: {excerpt(last_error, 300)}." if last_error else "")
         + f"\nTo repair it: {repair}"
     )
