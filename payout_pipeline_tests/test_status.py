@@ -15,10 +15,10 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from payout_pipeline.checkpoint import BatchProgress, Checkpoint, ProgressFile, iso_time, write_checkpoint
 from payout_pipeline.goldsky.pacing import open_store as open_budget
 from payout_pipeline.goldsky.rate_limit import hold as pacing_hold
 from payout_pipeline.ledger import DIRECTORY, STATUSES
+from payout_pipeline.ledger.checkpoint import BatchProgress, Checkpoint, iso_time, progress_name, write_checkpoint
 from payout_pipeline.locks import FileLocks
 from payout_pipeline.report_commands import status as status_command
 from payout_pipeline.settings import Settings, load_settings
@@ -65,10 +65,14 @@ def checkpoint(settings: Settings, worker: int = 1, **changes: Any) -> None:
 
 def progress(settings: Settings, *ages: float, worker: int = 1) -> None:
     """A line of 1,000 ids for each age in seconds, oldest first; each batch took a second."""
-    file = ProgressFile(open_store(settings.runtime_dir), worker)
+    store = open_store(settings.runtime_dir)
     for index, age in enumerate(ages):
-        at = iso_time(NOW - timedelta(seconds=age))
-        file.append(BatchProgress(at, worker, index, 1_000, 750, 1_000, 1_000 * (index + 1), 750 * (index + 1), 1))
+        line = BatchProgress(
+            timestamp=iso_time(NOW - timedelta(seconds=age)), worker=worker, batch_index=index, ids_in_batch=1_000,
+            payouts_found=750, duration_ms=1_000, total_processed=1_000 * (index + 1), total_found=750 * (index + 1),
+            attempts=1,
+        )  # fmt: skip
+        store.append(progress_name(worker), line.model_dump_json().encode() + b"\n")
 
 
 def held(settings: Settings, worker: int = 1, purpose: str = "goldsky_payouts") -> Any:

@@ -285,6 +285,13 @@ class GoldskyClient:
         result.duration = time.monotonic() - started
         return result
 
+    batches_per_request = 1
+    shrunk_because = ""
+
+    async def fetch_batches(self, batches: Sequence[Sequence[str]], pin: Pin) -> list[BatchAnswer]:
+        """An answer for each batch."""
+        return [await self.fetch_batch(ids, pin) for ids in batches]
+
     async def scan_page(self, after: str, upper: str | None, pin: Pin, first: int = answers.MAX_FIRST) -> ScanPage:
         """The next resolved conditions with ``after`` < id < ``upper`` (hex without 0x; ``""``: all, None: no end).
 
