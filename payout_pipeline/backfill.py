@@ -107,7 +107,6 @@ def run_backfill(settings: Settings, workers: Sequence[int] | None = None, refet
     """
     # Looking for garbage takes an eighth of the time of importing, which leaves next to none.
     gc.disable()
-    _look_for_the_dead(settings)
     from payout_pipeline.instance import ensure_dagster_home
 
     ensure_dagster_home()
@@ -213,14 +212,6 @@ def _check_before_start(settings: Settings) -> None:
 
     open_store(settings.runtime_dir).check_writable()
     read_worklist(settings)
-
-
-def _look_for_the_dead(settings: Settings) -> None:
-    """A killed backfill's requests count from now on as ended, not only when the first worker has begun."""
-    from payout_pipeline.goldsky.pacing import look_for_the_dead
-
-    if not settings.limiter_url:  # a server's connection is not opened before the fork
-        look_for_the_dead(settings.goldsky_endpoint, settings.goldsky_rate_limit, runtime_dir=settings.runtime_dir)
 
 
 def _import_once(settings: Settings) -> None:

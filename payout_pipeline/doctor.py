@@ -193,7 +193,7 @@ async def _ask(settings: Settings, first: str | None, findings: list[Finding], n
 
     def on_wait(reason: str, seconds: float) -> None:
         # A second try after a 429, or a wait behind a run that uses the whole limit, is no doctor's business.
-        if reason not in ("window", "pace") or seconds > _LONGEST_WAIT_SECONDS:
+        if reason != "window" or seconds > _LONGEST_WAIT_SECONDS:
             waits.append(reason)
             stop.set()
 
@@ -240,7 +240,7 @@ async def _ask(settings: Settings, first: str | None, findings: list[Finding], n
                 findings.append(Finding("goldsky", level, f"{kept}; the first id of the file is {said} there"))
                 return latency
             except StoppedError:
-                if waits and waits[0] not in ("window", "pace"):
+                if waits and waits[0] != "window":
                     text = excerpt(waits[0])
                     repair = "Wait until that is over; if it stays, lower GOLDSKY_RATE_LIMIT or ask for a higher limit."
                 else:

@@ -102,8 +102,8 @@ def ask(settings: Settings, ids: Sequence[str]) -> Answers:
 
 
 async def _ask_goldsky(settings: Settings, ids: list[str]) -> tuple[list[dict[str, Any]], int]:
-    from payout_pipeline.answer_rows import raw_text
     from payout_pipeline.goldsky.client import GoldskyClient, SnapshotGoneError
+    from payout_pipeline.ledger.rows import raw_text
 
     async with GoldskyClient.from_settings(settings) as client:
         info = await client.probe()

@@ -13,9 +13,9 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from payout_pipeline.checkpoint import read_progress
 from payout_pipeline.checks.history import CheckStatus, State
 from payout_pipeline.errors import StorageError
+from payout_pipeline.ledger.checkpoint import read_progress
 from payout_pipeline.report import Report
 from payout_pipeline.scrub import scrub
 from payout_pipeline.settings import Settings

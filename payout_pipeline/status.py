@@ -15,10 +15,10 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from payout_pipeline.checkpoint import BatchProgress, Checkpoint, read_checkpoint, read_progress
 from payout_pipeline.conditions import partition_key
 from payout_pipeline.errors import InputError, PayoutPipelineError, StorageError
 from payout_pipeline.ledger import DIRECTORY, SNAPSHOT
+from payout_pipeline.ledger.checkpoint import BatchProgress, Checkpoint, read_checkpoint, read_progress
 from payout_pipeline.locks import Holder, locks_for
 from payout_pipeline.settings import Settings
 from payout_pipeline.storage import Store, join, open_store
@@ -240,7 +240,7 @@ def _totals(settings: Settings) -> list[int | None]:
 
 def _rate_limit(settings: Settings) -> dict[str, Any]:
     """The shared budget, for display: answers of 429 so far, the present hold, the present outage."""
-    from payout_pipeline.goldsky.pacing import StoreBusyError, is_kept, shared_status
+    from payout_pipeline.goldsky.pacing import is_kept, shared_status
     from payout_pipeline.goldsky.pacing import open_store as open_budget
 
     if not is_kept(runtime_dir=settings.runtime_dir, limiter_url=settings.limiter_url):
@@ -252,23 +252,17 @@ def _rate_limit(settings: Settings) -> dict[str, Any]:
         limiter_url=settings.limiter_url.get_secret_value() if settings.limiter_url else None,
     )
     try:
-        for _ in range(20):
-            try:
-                shared = shared_status(budget)
-            except StoreBusyError:
-                time.sleep(0.005)
-                continue
-            return {
-                "answers_429": int(shared["answers_429"]),
-                "hold_seconds": round(float(shared["hold_seconds"]), 1),
-                "outage_seconds": round(float(shared["outage_seconds"]), 1),
-                "outage_message": str(shared["outage_message"]),
-            }
+        shared = shared_status(budget)
     except StorageError:
         return {}
     finally:
         budget.close()
-    return {}
+    return {
+        "answers_429": int(shared["answers_429"]),
+        "hold_seconds": round(float(shared["hold_seconds"]), 1),
+        "outage_seconds": round(float(shared["outage_seconds"]), 1),
+        "outage_message": str(shared["outage_message"]),
+    }
 
 
 def _rows(settings: Settings, store: Store, now: datetime) -> tuple[int | None, float, str]:
