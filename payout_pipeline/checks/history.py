@@ -35,6 +35,7 @@ class State(str, Enum):
     OUTDATED = "outdated"  # ran, but for another input, another target or an earlier materialization
     RUNNING = "running"
     PASSED = "passed"
+    NOTHING = "nothing to check"
 
 
 @dataclass(frozen=True, slots=True)
