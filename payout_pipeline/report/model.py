@@ -120,5 +120,5 @@ def read_report(settings: Settings, html: Path | None = None) -> Report:
     if html is not None:
         from payout_pipeline.report.html import write_page
 
-        write_page(html, settings, report)
+        write_page(html, report)
     return report

@@ -1,4 +1,4 @@
-"""What passed, a line a check: the workers' numbers added up."""
+"""What passed, a line a check: the workers' numbers added up. And how a single value is written."""
 
 from __future__ import annotations
 
@@ -49,8 +49,13 @@ def _together(name: str, values: Sequence[Value]) -> str:
         low, high = min(numbers), max(numbers)
         return f"{name} {low:g}" + (f" to {high:g}" if high > low else "")
     same = set(values)
-    return f"{name}: {_word(values[0])}" if len(same) == 1 else ""
+    return f"{name}: {cell(values[0])}" if len(same) == 1 else ""
 
 
-def _word(value: Value) -> str:
-    return ("yes" if value else "no") if isinstance(value, bool) else str(value)
+def cell(value: object) -> str:
+    """A value as it stands in a table or a sentence."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.2f}" if isinstance(value, float) else str(value)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from payout_pipeline.checks.history import CheckStatus, State
 from payout_pipeline.report.causes import Cause, affected
 from payout_pipeline.report.model import Report
-from payout_pipeline.report.summary import passed_checks, summed_up
+from payout_pipeline.report.summary import cell, passed_checks, summed_up
 from payout_pipeline.verdict import Severity, Table
 from payout_pipeline.words import counted, duration
 
@@ -74,7 +74,7 @@ def _trouble(cause: Cause, *, verbose: bool) -> list[RenderableType]:
     verdict = cause.statuses[0].verdict
     if cause.state is State.FAILED and len(cause.statuses) == 1 and verdict is not None:
         lines.append(
-            f"[dim]expected[/] {escape(_cell(verdict.expected))}   [dim]actual[/] {escape(_cell(verdict.actual))}"
+            f"[dim]expected[/] {escape(cell(verdict.expected))}   [dim]actual[/] {escape(cell(verdict.actual))}"
         )
     if cause.consequences:
         lines.append(f"[dim]without a pass because of it:[/] {escape(affected(cause.consequences))}")
@@ -153,13 +153,5 @@ def _grid(table: Table, title: str, rows: int | None = None) -> RichTable:
         width = 64 if name == "condition_id" else None
         grid.add_column(escape(name), justify="right" if numbers else "left", overflow="fold", width=width)
     for row in shown:
-        grid.add_row(*(escape(_cell(cell)) for cell in row))
+        grid.add_row(*(escape(cell(value)) for value in row))
     return grid
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:,.2f}" if isinstance(value, float) else str(value)
