@@ -51,7 +51,7 @@ def page(report: Report) -> str:
     """The whole page as text."""
     return _template().render(
         report=report,
-        age=duration(report.ages[0]) if report.ages is not None else "",
+        age=duration(report.age) if report.age is not None else "",
         passed=passed_checks(report.statuses),
         plots={"Coverage: conditions in the view": _coverage(report), "Ids by status, per worker": _statuses(report)},
         colours=_COLOURS,

@@ -56,10 +56,10 @@ class Report:
         return set(self.counts) == {State.NEVER}
 
     @property
-    def ages(self) -> tuple[timedelta, timedelta] | None:
-        """Of the youngest and of the oldest result; None where there is none."""
+    def age(self) -> timedelta | None:
+        """Of the oldest result; None where there is none."""
         times = [status.at for status in self.statuses if status.at is not None and status.verdict is not None]
-        return (self.made_at - max(times), self.made_at - min(times)) if times else None
+        return self.made_at - min(times) if times else None
 
     @property
     def headline(self) -> str:

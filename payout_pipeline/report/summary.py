@@ -25,13 +25,13 @@ def summed_up(workers: Sequence[CheckStatus]) -> str:
         return first.sentence
     parts: list[str] = []
     if all(_is_count(verdict.expected) and _is_count(verdict.actual) for verdict in verdicts):
-        actual, expected = (
-            sum(int(v) for v in values) for values in zip(*((v.actual, v.expected) for v in verdicts), strict=True)
-        )
+        actual, expected = (sum(int(getattr(v, name)) for v in verdicts) for name in ("actual", "expected"))
         parts.append(f"{actual:,} of {expected:,}")
+    counted = bool(parts)  # and a number that is 0 adds nothing
     for name in verdicts[0].facts:
         values = [verdict.facts[name] for verdict in verdicts if name in verdict.facts]
-        parts.append(_together(name, values))
+        if not counted or any(values):
+            parts.append(_together(name, values))
     text = ", ".join(part for part in parts if part)
     return text or f"{first.sentence} (the first of {len(workers)}; --verbose shows each)"
 

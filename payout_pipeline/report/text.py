@@ -52,9 +52,8 @@ def _head(report: Report) -> RenderableType:
             f"table {report.target_table}, view {report.truth_view}"
         ),
     ]
-    if report.ages is not None:
-        youngest, oldest = (duration(age) for age in report.ages)
-        lines.append(f"results are {youngest} old" if youngest == oldest else f"results are {youngest} to {oldest} old")
+    if report.age is not None:
+        lines.append(f"the oldest result is {duration(report.age)} old")
     return Panel("\n".join(lines), title="Success report", border_style="red" if report.exit_code else "green")
 
 
