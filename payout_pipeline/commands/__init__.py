@@ -14,8 +14,10 @@ from payout_pipeline.commands.report import report_command
 from payout_pipeline.commands.reset import reset_command
 from payout_pipeline.commands.sql import sql_command
 from payout_pipeline.commands.status import status_command
+from payout_pipeline.commands.verify import verify_command
 
 COMMANDS: tuple[click.Command, ...] = (
+    verify_command,
     report_command,
     doctor_command,
     status_command,
