@@ -151,15 +151,12 @@ def _judged(client: GoldskyClient, parts: Any) -> dict[str, Any]:
 
 def _ask_database(settings: Settings, ids: list[str]) -> tuple[list[StoredVector], str]:
     """What is stored of the ids; a note instead where the database cannot be asked now. Creates nothing."""
-    from pathlib import Path
-
-    from payout_pipeline.warehouse.client import Warehouse
+    from payout_pipeline.warehouse.existing import existing_database
     from payout_pipeline.warehouse.queries import stored_vectors, survey
 
-    if settings.embedded and not (Path(settings.runtime_dir) / "clickhouse").is_dir():
+    warehouse = existing_database(settings, "query", _DATABASE_WAIT_SECONDS)
+    if warehouse is None:
         return [], "the embedded database does not exist yet"
-    wait = min(settings.clickhouse_wait_seconds, _DATABASE_WAIT_SECONDS)
-    warehouse = Warehouse.from_settings(settings.model_copy(update={"clickhouse_wait_seconds": wait}), "query")
     try:
         with warehouse.session("query", patient=False) as session:
             return stored_vectors(session, survey(session, settings), ids), ""

@@ -12,14 +12,13 @@ import json
 import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from payout_pipeline.checkpoint import BatchProgress, Checkpoint, read_checkpoint, read_progress
 from payout_pipeline.conditions import partition_key
 from payout_pipeline.errors import InputError, PayoutPipelineError, StorageError
 from payout_pipeline.ledger import DIRECTORY, SNAPSHOT
-from payout_pipeline.locks import locks_for
+from payout_pipeline.locks import Holder, locks_for
 from payout_pipeline.settings import Settings
 from payout_pipeline.storage import Store, join, open_store
 from payout_pipeline.words import duration
@@ -28,13 +27,13 @@ from payout_pipeline.worklist import read_worklist
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from payout_pipeline.locks import Holder
     from payout_pipeline.warehouse.client import Session
 
 State = Literal["waiting", "running", "stuck", "done", "failed"]
 STUCK_AFTER_SECONDS = 300.0
 _RATE_WINDOW_SECONDS = 30.0
 _DATABASE_WAIT_SECONDS = 0.5
+_SERVER_WAIT_SECONDS = 2.0
 _TOTALS_FILE = "warehouse-totals.json"
 _BACKFILL_RECORD = "backfill.json"
 _FETCHING = "goldsky_payouts"
@@ -284,19 +283,11 @@ def _rate_limit(settings: Settings) -> dict[str, Any]:
 
 def _counted(settings: Settings, store: Store, now: datetime, wait: float) -> dict[str, Any]:
     """Rows in ClickHouse and of the view, the age of the count in seconds, and a note where it is not of this moment."""
-    from payout_pipeline.warehouse.client import Warehouse, server_of
+    from payout_pipeline.warehouse.existing import existing_database
 
-    server = server_of(settings)
-    directory = Path(settings.runtime_dir) / "clickhouse"
-    if server is None and not directory.is_dir():
+    warehouse = existing_database(settings, "status", wait if settings.embedded else max(wait, _SERVER_WAIT_SECONDS))
+    if warehouse is None:
         return {"rows_note": "the embedded database does not exist yet"}
-    warehouse = Warehouse(
-        server=server,
-        directory=directory if server is None else None,
-        database=server.database if server is not None else settings.clickhouse_database,
-        wait_seconds=max(wait, 2.0) if server is not None else wait,
-        comment="payout-pipeline: status",
-    )
     try:
         with warehouse.session("status", patient=False) as session:
             return _count(session, settings)

@@ -25,3 +25,13 @@ def test_a_wrong_variable_is_one_message_and_exit_2(command: str, monkeypatch: p
     assert found.exit_code == 2
     assert "PAYOUT_WORKERS" in found.output
     assert "Traceback" not in found.output
+
+
+@pytest.mark.parametrize("home", ["~/dagster", "relative", "/does/not/exist"])
+@pytest.mark.parametrize("command", ["doctor", "report", "verify"])
+def test_a_wrong_dagster_home_is_one_line_and_exit_2(command: str, home: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", home)
+    found = CliRunner().invoke(main, [command])
+    assert found.exit_code == 2
+    (line,) = found.output.splitlines()
+    assert f"DAGSTER_HOME is {home!r}" in line

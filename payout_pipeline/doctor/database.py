@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from payout_pipeline.doctor.finding import Finding, Level
@@ -13,16 +12,18 @@ from payout_pipeline.warehouse.identifiers import QualifiedName
 
 if TYPE_CHECKING:
     from payout_pipeline.settings import Settings
-    from payout_pipeline.warehouse.client import Session, Warehouse
+    from payout_pipeline.warehouse.client import Session
 
 _WAIT_SECONDS = 3.0
 
 
 def database_findings(settings: Settings) -> list[Finding]:
     """Look at the database, without making anything in it."""
+    from payout_pipeline.warehouse.existing import existing_database
+
     findings: list[Finding] = []
     try:
-        warehouse = _warehouse(settings)
+        warehouse = existing_database(settings, "doctor", _WAIT_SECONDS)
         if warehouse is None:
             return [_not_made_yet()]
         with warehouse.session("doctor", patient=False) as session:
@@ -44,23 +45,6 @@ def _not_made_yet() -> Finding:
             "Set CLICKHOUSE_HOST, or pip install 'payout-pipeline[embedded]'.",
         )
     return Finding("clickhouse", "ok", "embedded: the database and its tables will be made by the first run")
-
-
-def _warehouse(settings: Settings) -> Warehouse | None:
-    """A warehouse that leaves nothing behind; None where the embedded database does not exist yet."""
-    from payout_pipeline.warehouse.client import Warehouse, server_of
-
-    server = server_of(settings)
-    directory = None if server is not None else Path(settings.runtime_dir) / "clickhouse"
-    if directory is not None and not directory.is_dir():
-        return None
-    return Warehouse(
-        server=server,
-        directory=directory,
-        database=server.database if server is not None else settings.clickhouse_database,
-        wait_seconds=min(settings.clickhouse_wait_seconds, _WAIT_SECONDS),
-        comment="doctor",
-    )
 
 
 def _tables(session: Session, settings: Settings) -> Iterator[Finding]:
