@@ -95,9 +95,9 @@ def run_all_checks(settings: Settings, instance: dg.DagsterInstance, workers: Se
     everything = defs.resolve_implicit_global_asset_job_def()
     quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
     chosen = workers or range(1, settings.workers + 1)
-    runs = [(asset, partition_key(n, settings.workers)) for n in chosen for asset in (FETCHED, STORED)]
-    for asset, key in [*runs, (VIEW, "")]:
-        checks = {dg.AssetCheckKey(dg.AssetKey(asset), info.name) for info in checks_of(asset, settings)}
+    runs = [((FETCHED, STORED), partition_key(number, settings.workers)) for number in chosen]
+    for assets, key in [*runs, ((VIEW,), "")]:
+        checks = {dg.AssetCheckKey(dg.AssetKey(a), info.name) for a in assets for info in checks_of(a, settings)}
         job = everything.get_subset(asset_selection=frozenset(), asset_check_selection=checks)
         job.execute_in_process(
             instance=instance,

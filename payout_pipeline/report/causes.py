@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _QUIET = (State.PASSED, State.NOTHING)
 _ORDER = (State.FAILED, State.NOT_MADE, State.NEVER, State.OUTDATED, State.RUNNING)
-_ROOTS = (State.FAILED, State.NOT_MADE, State.NEVER)
+_ROOTS = (State.FAILED, State.NOT_MADE, State.NEVER, State.RUNNING)
 _NO_RESULT = (State.NEVER, State.NOT_MADE, State.OUTDATED)
 _BY_NAME = 2
 _KEY = re.compile(r"worker_\d+_of_\d+")
