@@ -121,7 +121,7 @@ def run_backfill(settings: Settings, workers: Sequence[int] | None = None, refet
 def _run_all(
     settings: Settings, workers: Sequence[int] | None, refetch: str, family: _Family, prepared: _Member
 ) -> int:
-    from payout_pipeline.conditions import partition_key
+    from payout_pipeline.chunks import partition_key
     from payout_pipeline.ingest import remember_prepared
     from payout_pipeline.storage import open_store
 
@@ -182,8 +182,8 @@ def _take_up_or_begin(settings: Settings, refetch: str, console: Console) -> dic
 
     Workers that finished in it are not asked again: their ledgers carry its id. The record goes when the view is built.
     """
+    from payout_pipeline.chunks import read_worklist
     from payout_pipeline.storage import open_store
-    from payout_pipeline.worklist import read_worklist
 
     store = open_store(settings.runtime_dir)
     todays = f"{read_worklist(settings).fingerprint} {settings.goldsky_mode} {settings.goldsky_endpoint}"
@@ -207,8 +207,8 @@ def _take_up_or_begin(settings: Settings, refetch: str, console: Console) -> dic
 
 def _check_before_start(settings: Settings) -> None:
     """What every run would stumble over is said once, before the first of them starts."""
+    from payout_pipeline.chunks import read_worklist
     from payout_pipeline.storage import open_store
-    from payout_pipeline.worklist import read_worklist
 
     open_store(settings.runtime_dir).check_writable()
     read_worklist(settings)

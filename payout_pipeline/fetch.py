@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from payout_pipeline.conditions import Chunk, PrefixRange, partition_key, prefix_range, read_conditions
+from payout_pipeline.chunks import Chunk, PrefixRange, chunk_of, partition_key, prefix_range, read_input
 from payout_pipeline.errors import (
     ErrorRateError,
     InterruptedRunError,
@@ -102,7 +102,7 @@ def fetch_worker(
         stack.enter_context(forwarded_to(log, debug=settings.debug))
         store = open_store(settings.runtime_dir)
         store.check_writable()
-        ids, input_sha256, described = _ids(settings, worker, stack)
+        ids, input_sha256, described = _ids(settings, worker)
         stack.enter_context(worker_lock(settings, partition, purpose="goldsky_payouts", run_id=run_id, log=log))
         ledger = Ledger(store, partition, log.warning)
         work = _Work(settings, worker, partition, refetch, ids, input_sha256, ledger, log, run_id, backfill_id)
@@ -116,14 +116,14 @@ def fetch_worker(
         return summarise(settings, worker, ledger, finished)
 
 
-def _ids(settings: Settings, worker: int, stack: ExitStack) -> tuple[Chunk | PrefixRange, str, str]:
+def _ids(settings: Settings, worker: int) -> tuple[Chunk | PrefixRange, str, str]:
     """The worker's ids (in a scan: its range of prefixes), the fingerprint of the whole input, and both in words."""
     if settings.goldsky_mode == "scan":
         span = prefix_range(worker, settings.workers)
         bounds = f"{span.prefixes[0]} to {span.prefixes[-1]}" if span.prefixes else "(none)"
         return span, "", f"all resolved conditions with prefixes {bounds}"
-    found = stack.enter_context(closing(read_conditions(settings.condition_ids_file)))
-    chunk = found.chunk(worker, settings.workers)
+    found = read_input(settings.condition_ids_file)
+    chunk = chunk_of(found, worker, settings.workers)
     duplicates = f" ({found.duplicates:,} duplicates left out)" if found.duplicates else ""
     described = (
         f"ids {chunk.start:,}-{max(chunk.stop - 1, chunk.start):,} ({chunk.count:,}) of {found.count:,}{duplicates} "

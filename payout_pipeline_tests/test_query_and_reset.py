@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from payout_pipeline.commands.query import query_command
+from payout_pipeline.commands.reset import reset_command
 from payout_pipeline.errors import ConfigurationError, LockHeldError
 from payout_pipeline.ledger import DIRECTORY, Ledger
 from payout_pipeline.locks import FileLocks
 from payout_pipeline.query import ask, normalised
-from payout_pipeline.report_commands import query as query_command
-from payout_pipeline.report_commands import reset as reset_command
 from payout_pipeline.reset import plan_reset, remove
 from payout_pipeline.subgraph.server import SubgraphConfig, SubgraphServer
 from payout_pipeline_tests.report_fixtures import (  # noqa: F401 - fixtures

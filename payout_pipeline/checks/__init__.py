@@ -92,7 +92,12 @@ def make_verdicts(
 
     Raises what opening the database raises.
     """
-    from payout_pipeline.verification import baseline, goldsky_payouts, resolutions_external_ingest, vw_resolutions_truth
+    from payout_pipeline.verification import (
+        baseline,
+        goldsky_payouts,
+        resolutions_external_ingest,
+        vw_resolutions_truth,
+    )
     from payout_pipeline.verification.workers import all_workers_complete
     from payout_pipeline.warehouse.client import Warehouse
 
@@ -102,7 +107,9 @@ def make_verdicts(
     workers = {"all_workers_complete": lambda: all_workers_complete(worker_states(instance, settings, worklist))}
     found = _made(settings, asset, wanted, workers)
     if wanted - set(workers):
-        with Warehouse.from_settings(settings, "checks of the truth view").session("checking the truth view") as session:
+        with Warehouse.from_settings(settings, "checks of the truth view").session(
+            "checking the truth view"
+        ) as session:
             found += _made(settings, asset, wanted, vw_resolutions_truth.checks(settings, worklist, session))
             names = {info.name for info in checks_of(asset, settings)}
             if wanted >= names and all(v.passed or v.nothing or v.severity is Severity.WARN for v in found):

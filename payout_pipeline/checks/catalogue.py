@@ -86,8 +86,9 @@ _ALL = (
         "unique_conditions",
         VIEW,
         Severity.ERROR,
-        "The number of distinct ids of today's input stored with source goldsky-api reaches PAYOUT_MIN_UNIQUE_CONDITIONS (the guide's 120,000 "
-        "of 170,448). Rows and distinct conditions of every source are in the table.",
+        "The number of distinct ids of the input stored with source goldsky-api reaches "
+        "PAYOUT_MIN_UNIQUE_CONDITIONS (the guide's 120,000 of 170,448). The table has the "
+        "rows and distinct conditions of every source.",
     ),
     CheckInfo(
         "payout_quality",

@@ -112,9 +112,7 @@ class _Reader:
             info, partition, State.OUTDATED if reason else state, reason, verdict, record.run_id, record.at
         )
 
-    def _run_without_result(
-        self, asset: str, partition: str | None, record: CheckRecord | None
-    ) -> dg.RunRecord | None:
+    def _run_without_result(self, asset: str, partition: str | None, record: CheckRecord | None) -> dg.RunRecord | None:
         """The latest run that was to make the asset (of the partition), where it is newer than the result."""
         for run in self._runs:
             if not _is_of(run.dagster_run, asset, partition):

@@ -49,7 +49,10 @@ def _table(table: Table) -> dg.MetadataValue[Any]:
 
 def to_result(verdict: Verdict, asset: str) -> dg.AssetCheckResult:
     """The verdict as Dagster's result of a check of ``asset``, scrubbed. One with nothing to check passes there, and says so."""
-    metadata: dict[str, dg.MetadataValue[Any]] = {"expected": _typed(verdict.expected), "actual": _typed(verdict.actual)}
+    metadata: dict[str, dg.MetadataValue[Any]] = {
+        "expected": _typed(verdict.expected),
+        "actual": _typed(verdict.actual),
+    }
     for name, value in verdict.facts.items():
         metadata[name] = _typed(value)
     for table in verdict.tables:

@@ -6,13 +6,13 @@ import contextlib
 import logging
 import sqlite3
 import time
+from datetime import datetime, timezone
 from pathlib import Path
 
 from filelock import FileLock
 
 from payout_pipeline.errors import StorageError
 from payout_pipeline.shared_store import Edit, SharedStore, StoreBusyError, T
-from payout_pipeline.storage import set_aside_name
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class FileStore(SharedStore):
         with FileLock(f"{self.path}.repair-lock"):
             if self._is_sound():
                 return  # another process was quicker
-            aside = self.path.with_name(set_aside_name(self.path.name))
+            aside = self.path.with_name(f"{self.path.name}.corrupt-{datetime.now(timezone.utc):%Y%m%dT%H%M%S.%fZ}")
             self.path.rename(aside)
             for suffix in ("-journal", "-wal", "-shm"):
                 self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)

@@ -66,8 +66,8 @@ def measure(session: Session, settings: Settings, rebuild: str = "") -> Measured
         attempt(lambda: settled_pnl(session, settings), "pnl_fault")
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}
-    known = {name: finite[name] for name in Measured.__dataclass_fields__ if name in finite}
-    return Measured(measured_at=now, rebuild=rebuild, **known)
+    known: dict[str, Any] = {name: finite[name] for name in Measured.__dataclass_fields__ if name in finite}
+    return Measured(**{**known, "measured_at": now, "rebuild": rebuild})
 
 
 def remember_before(session: Session, settings: Settings) -> None:

@@ -23,7 +23,7 @@ from payout_pipeline.warehouse.view import normal_id
 if TYPE_CHECKING:
     import pandas as pd
 
-    from payout_pipeline.verification.vw_resolutions_truth import Place
+    from payout_pipeline.verification.numbers import Place
 
 COLUMNS = ["condition_id", "vector", "denominator", "winning_index", "resolved_at", "source"]
 SHOWN_ROWS = 20
@@ -180,7 +180,9 @@ def _side(place: Place, table: Table, prefix: str, *, source: str | None) -> pd.
 def _source_sql(table: Table, source: str | None) -> str:
     index = table.columns.get("winning_index")
     moment = table.columns.get("resolved_at")
-    recent = [f"ifNull(toInt64({_as_number(name, table.columns[name])}), 0)" for name in _RECENT if name in table.columns]
+    recent = [
+        f"ifNull(toInt64({_as_number(name, table.columns[name])}), 0)" for name in _RECENT if name in table.columns
+    ]
     return statement(
         "checks/source_rows",
         id=Sql(quote_identifier(table.id_column or "")),
@@ -249,4 +251,3 @@ def _numbers(text: str) -> list[Any]:
     """The numbers of ClickHouse's text of an array; NULL counts as 0, as in the view."""
     plain = text.replace("NULL", "0").replace("nan", "NaN").replace("inf", "Infinity")
     return list(json.loads(plain))
-

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from payout_pipeline.ledger import Ledger
 from payout_pipeline.verdict import Severity, Table, Verdict
-from payout_pipeline.words import counted
 from payout_pipeline.warehouse.client import Session, Warehouse
 from payout_pipeline.warehouse.identifiers import QualifiedName
 from payout_pipeline.warehouse.load import slices
 from payout_pipeline.warehouse.statements import statement
 from payout_pipeline.warehouse.target import SOURCE, TargetTable, ensure_target
 from payout_pipeline.warehouse.view import normal_id
+from payout_pipeline.words import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -87,10 +87,14 @@ def stored_equals_fetched(settings: Settings, key: str) -> Verdict:
             f" Rows of source {SOURCE} whose ids are written with 0x or in upper case were not written by the pipeline: "
             "delete them by their condition_id."
         )
-    table = Table("rows that differ", ("condition_id", "defect", "fetched", "stored", "source"), tuple(found.differences))
+    table = Table(
+        "rows that differ", ("condition_id", "defect", "fetched", "stored", "source"), tuple(found.differences)
+    )
     held = f" ({found.held:,} of them by rows of other sources with the same vector)" if found.held else ""
     if found.ok:
-        sentence = f"{found.table} holds exactly the {found.resolved:,} resolved vectors of {counted(found.ids, 'id')}{held}."
+        sentence = (
+            f"{found.table} holds exactly the {found.resolved:,} resolved vectors of {counted(found.ids, 'id')}{held}."
+        )
     else:
         listed = ", ".join(f"{found.counts[defect]:,} {defect}" for defect in DEFECTS if found.counts[defect])
         sentence = (

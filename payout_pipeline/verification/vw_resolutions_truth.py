@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 SHOWN_ROWS = 20
 #: Ids that travel to the database in one statement.
 _IDS_AT_ONCE = 1 << 17
-REBUILD = "materialize vw_resolutions_truth again (`dagster asset materialize -m payout_pipeline.definitions --select vw_resolutions_truth`)"
+REBUILD = (
+    "materialize vw_resolutions_truth again (`dagster asset materialize -m payout_pipeline.definitions --select "
+    "vw_resolutions_truth`)"
+)
 _LOAD_AGAIN = "materialize resolutions_external_ingest again for all partitions"
 
 
@@ -109,7 +112,9 @@ class _View:
         for batch in self._input_ids():
             ids += batch.num_rows
             doing = f"looking for the ids of the input in {target.name}"
-            stored += self._session.rows(sql, {"source": SOURCE}, doing=doing, external={"asked": batch})[0]["conditions"]
+            stored += self._session.rows(sql, {"source": SOURCE}, doing=doing, external={"asked": batch})[0][
+                "conditions"
+            ]
         bar = self._settings.success_bar(ids)
         passed = stored >= bar
         table = Table(
@@ -267,7 +272,9 @@ class _View:
         rows, conditions = counts[0]["rows"], counts[0]["conditions"]
         doubled, examples = 0, []
         if rows != conditions:
-            found, _ = self._rows("one_row_per_condition_doubled", f"looking for doubled conditions in {view}", view=view)
+            found, _ = self._rows(
+                "one_row_per_condition_doubled", f"looking for doubled conditions in {view}", view=view
+            )
             doubled, examples = found[0]["doubled"], list(found[0]["examples"])
         sentence = f"The view has {counted(rows, 'row')} for {counted(conditions, 'condition')}"
         if rows != conditions:
@@ -314,14 +321,18 @@ class _View:
             tables=_ids_table("external conditions that the view lacks", examples),
             sql=sql,
             repair=f"The view was built before these rows, or by something else: {REBUILD}." if missing else "",
-            facts={"from the external table": row["from_external"], "from market_resolutions_final": row["from_market"]},
+            facts={
+                "from the external table": row["from_external"],
+                "from market_resolutions_final": row["from_market"],
+            },
         )
 
     def market_rows_included(self) -> Verdict:
         """Every eligible row of ``market_resolutions_final`` is in the view."""
         found = self._comparison
         missing = found.market_missing
-        sentence = f"{found.market - missing:,} of {counted(found.market, 'condition')} of {self._place.market.name} are in the view"
+        whole = f"{counted(found.market, 'condition')} of {self._place.market.name}"
+        sentence = f"{found.market - missing:,} of {whole} are in the view"
         if missing:
             sentence += f"; {missing:,} {is_(missing)} missing ({listed(found.missing_market_ids, missing, 1)})"
         return Verdict(
@@ -344,7 +355,11 @@ class _View:
         if wrong:
             parts = [
                 f"{number:,} {what}"
-                for number, what in ((found.changed, "different"), (found.lost, "lost"), (found.foreign, "not in the sources"))
+                for number, what in (
+                    (found.changed, "different"),
+                    (found.lost, "lost"),
+                    (found.foreign, "not in the sources"),
+                )
                 if number
             ]
             sentence = (
@@ -353,7 +368,9 @@ class _View:
             )
         else:
             sentence = f"Each of {counted(found.rows, 'row')} of the view equals its source in all six columns"
-        table = Table("rows that differ", ("condition_id", "defect", "sources say", "view says"), tuple(found.differences))
+        table = Table(
+            "rows that differ", ("condition_id", "defect", "sources say", "view says"), tuple(found.differences)
+        )
         return Verdict(
             "view_equals_sources",
             not wrong,
@@ -363,7 +380,9 @@ class _View:
             found.rows,
             tables=(table,) if wrong else (),
             sql=found.sql,
-            repair=f"The view is not the one of this pipeline, or was built from other tables: {REBUILD}." if wrong else "",
+            repair=f"The view is not the one of this pipeline, or was built from other tables: {REBUILD}."
+            if wrong
+            else "",
             facts={"different": found.changed, "lost": found.lost, "not in the sources": found.foreign},
         )
 
@@ -373,7 +392,9 @@ class _View:
         sentence = f"{counted(found.overlap, 'condition')} {is_(found.overlap)} resolved by both sources"
         if found.differing:
             first = found.disagreements[0]
-            sentence += f", {found.differing:,} of them differently, for example {first[0]}: {first[1]} against {first[2]}"
+            sentence += (
+                f", {found.differing:,} of them differently, for example {first[0]}: {first[1]} against {first[2]}"
+            )
         elif found.overlap:
             sentence += ", all with the same vector"
         columns = ("condition_id", "market_resolutions_final", SOURCE)
@@ -450,7 +471,9 @@ class _View:
                 " in the embedded database" if self._settings.embedded else ", or the user may not see it"
             )
             repair = f"Create {view}, GRANT SELECT on it, or set PAYOUT_PNL_VIEW (empty: no P&L check)."
-            embedded = self._settings.embedded and not any(at and at.wallets for at in before_after.baseline(self._settings))
+            embedded = self._settings.embedded and not any(
+                at and at.wallets for at in before_after.baseline(self._settings)
+            )
             return Verdict(
                 "settled_pnl", False, Severity.ERROR, f"{sentence}.", "a view of settled P&L", "none",
                 repair="" if embedded else repair, nothing=embedded,
@@ -460,7 +483,11 @@ class _View:
         problems = _pnl_problems(now, floor, view)
         rows: list[tuple[Value, ...]] = []
         for label, wallets, total, paid in (
-            *((name, at.wallets, at.total, at.redemptions) for name, at in (("Before", before), ("Accepted", accepted)) if at),
+            *(
+                (name, at.wallets, at.total, at.redemptions)
+                for name, at in (("Before", before), ("Accepted", accepted))
+                if at
+            ),
             ("After Goldsky", now["wallets"], now["total"], now["redemptions"]),
         ):
             cells = (wallets, total, paid)
@@ -501,7 +528,9 @@ def _pnl_problems(now: Mapping[str, Any], floor: int, view: str) -> list[tuple[s
     if now["not_numbers"]:
         problems.append((f"{counted(now['not_numbers'], 'row')} of {view} hold NULL, NaN or infinity", definition))
     if now["without_wallet"]:
-        problems.append((f"{counted(now['without_wallet'], 'row')} of {view} {has(now['without_wallet'])} no wallet", definition))
+        problems.append(
+            (f"{counted(now['without_wallet'], 'row')} of {view} {has(now['without_wallet'])} no wallet", definition)
+        )
     if now["doubled"] > 0:
         example = f" (wallet {now['examples'][0][0]} has {now['examples'][0][1]} rows)" if now["examples"] else ""
         problems.append(

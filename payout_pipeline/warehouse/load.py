@@ -124,7 +124,6 @@ def load_rows(
 
 def _load_slice(session: Session, target: TargetTable, batch: pa.RecordBatch, result: LoadResult) -> list[str]:
     """Write what is new or changed of a slice until it is seen to be stored; returns the ids that are stale."""
-    import pyarrow as pa
     import pyarrow.compute as pc
 
     fetched = _fetched(batch)
@@ -150,7 +149,8 @@ def _load_slice(session: Session, target: TargetTable, batch: pa.RecordBatch, re
     _write(session, target, batch, _to_write(found), result, lambda: _to_write(_differences(session, target, fetched)))
     result.verified += resolved - count.get("conflict", 0)
     stale = found.filter(pc.equal(found.column("state"), "stale")).column("position")
-    return batch.column("condition_id").take(pa.array(stale.to_pylist(), pa.int64())).to_pylist()
+    ids = batch.column("condition_id")
+    return [ids[position].as_py() for position in stale.to_pylist()]
 
 
 def _to_write(found: pa.Table) -> pa.Table:
