@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from payout_pipeline.conditions import partition_key
 from payout_pipeline.ledger import Ledger, SnapshotInfo
+from payout_pipeline.ledger.changes import KINDS
 from payout_pipeline.ledger.checkpoint import checkpoint_name, progress_name
 from payout_pipeline.settings import Settings
 
@@ -60,7 +61,7 @@ def summarise(settings: Settings, worker: int, ledger: Ledger, info: SnapshotInf
     partitions = [partition_key(number, settings.workers) for number in range(1, settings.workers + 1)]
     others = [Ledger(ledger.store, key).finished() for key in partitions if key != info.partition]
     changes = ledger.changes()
-    counts = None if changes is None else dict.fromkeys(_KINDS, 0)
+    counts = None if changes is None else dict.fromkeys(KINDS, 0)
     if changes is not None and counts is not None:
         counts |= {row["values"]: row["counts"] for row in changes["change"].value_counts().to_pylist()}
     stats, pin = info.stats, info.pin
@@ -99,6 +100,3 @@ def summarise(settings: Settings, worker: int, ledger: Ledger, info: SnapshotInf
             ledger.store.describe(progress_name(worker)),
         ],
     )
-
-
-_KINDS = ("newly_resolved", "vector_changed", "became_absent", "no_longer_resolved")
