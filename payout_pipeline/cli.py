@@ -58,7 +58,7 @@ def _workers(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
     return chosen
 
 
-@main.command()
+@main.command(short_help="Run every worker, rebuild the view, print the report.")
 @click.option(
     "--workers", callback=_workers, metavar="1,3", help="Only these workers; the view is rebuilt if all are in."
 )
@@ -83,7 +83,7 @@ def backfill(workers: tuple[int, ...] | None, refetch: str) -> None:
     sys.exit(run_backfill(settings, workers, refetch))
 
 
-@main.command()
+@main.command(short_help="The whole backfill on this machine, without a network.")
 @click.option("--ids", default=170_448, show_default=True, type=click.IntRange(1, 10_000_000), help="Condition ids.")
 @click.option("--seed", default=1, show_default=True, help="Of the generated data.")
 @click.option("--rate-limit", default="50/10s", show_default=True, help="Of the local subgraph; 0 for none.")
@@ -98,19 +98,8 @@ def demo(ids: int, seed: int, rate_limit: str, latency: float, directory: Path |
     sys.exit(run_demo(ids=ids, seed=seed, rate_limit=rate_limit, latency=latency, directory=directory))
 
 
-@main.command()
-@click.argument("statement")
-@click.option("--format", "output_format", default="Pretty", show_default=True, help="A ClickHouse output format.")
-def sql(statement: str, output_format: str) -> None:
-    """Run STATEMENT on the ClickHouse of the pipeline, the embedded one included, and print the result."""
-    from payout_pipeline.settings import load_settings
-    from payout_pipeline.warehouse.console import run_statement
-
-    click.echo(run_statement(load_settings(), statement, output_format), nl=False)
-
-
 def _register() -> None:
-    from payout_pipeline.report_commands import COMMANDS
+    from payout_pipeline.commands import COMMANDS
     from payout_pipeline.subgraph.command import subgraph_command
 
     for command in (subgraph_command, *COMMANDS):

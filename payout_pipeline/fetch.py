@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from payout_pipeline.conditions import Chunk, PrefixRange, partition_key, prefix_range, read_conditions
+from payout_pipeline.chunks import Chunk, PrefixRange, chunk_of, partition_key, prefix_range, read_input
 from payout_pipeline.errors import (
     ErrorRateError,
     InterruptedRunError,
@@ -100,7 +100,7 @@ def fetch_worker(
         stack.enter_context(forwarded_to(log, debug=settings.debug))
         store = open_store(settings.runtime_dir)
         store.check_writable()
-        ids, input_sha256, described = _ids(settings, worker, stack)
+        ids, input_sha256, described = _ids(settings, worker)
         stack.enter_context(worker_lock(settings, partition, purpose="goldsky_payouts", run_id=run_id, log=log))
         ledger = Ledger(store, partition, log.warning)
         stats = FetchStats(run_id=run_id, backfill_id=backfill_id, input_sha256=input_sha256)
@@ -115,14 +115,14 @@ def fetch_worker(
         return summarise(settings, worker, ledger, finished)
 
 
-def _ids(settings: Settings, worker: int, stack: ExitStack) -> tuple[Chunk | PrefixRange, str, str]:
+def _ids(settings: Settings, worker: int) -> tuple[Chunk | PrefixRange, str, str]:
     """The worker's ids (in a scan: its range of prefixes), the fingerprint of the whole input, and both in words."""
     if settings.goldsky_mode == "scan":
         span = prefix_range(worker, settings.workers)
         bounds = f"{span.prefixes[0]} to {span.prefixes[-1]}" if span.prefixes else "(none)"
         return span, "", f"all resolved conditions with prefixes {bounds}"
-    found = stack.enter_context(closing(read_conditions(settings.condition_ids_file)))
-    chunk = found.chunk(worker, settings.workers)
+    found = read_input(settings.condition_ids_file)
+    chunk = chunk_of(found, worker, settings.workers)
     duplicates = f" ({found.duplicates:,} duplicates left out)" if found.duplicates else ""
     described = (
         f"ids {chunk.start:,}-{max(chunk.stop - 1, chunk.start):,} ({chunk.count:,}) of {found.count:,}{duplicates} "
@@ -185,7 +185,7 @@ async def _run(work: _Work, stop: StopRequest) -> SnapshotInfo:
         return _finish(work, start_run(work.ledger, work.plan("none", Pin(0, "")), work.ids), work.stats)
 
     def on_wait(reason: str, seconds: float) -> None:
-        if work.settings.debug or reason not in ("window", "pace"):
+        if work.settings.debug or reason != "window":
             work.log.info("waiting %.1f s: %s", seconds, scrub(reason))
 
     try:

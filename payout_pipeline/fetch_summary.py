@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from payout_pipeline.conditions import partition_key
+from payout_pipeline.chunks import partition_key
 from payout_pipeline.ledger import Ledger, SnapshotInfo
 from payout_pipeline.ledger.changes import KINDS
 from payout_pipeline.ledger.checkpoint import checkpoint_name, progress_name

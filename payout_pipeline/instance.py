@@ -37,6 +37,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.event import listen
 from sqlalchemy.exc import DatabaseError
 
+from payout_pipeline.errors import ConfigurationError
 from payout_pipeline.launcher import RunProcesses
 from payout_pipeline.storage import storage_error
 
@@ -272,9 +273,14 @@ def ensure_dagster_home() -> Path:
     """Set ``DAGSTER_HOME`` for this process where it is unset, and return it.
 
     The first directory with a ``dagster.yaml`` among the current one and the checkout of this package; the commands
-    and the UI started there then share one instance.
+    and the UI started there then share one instance. Raises ConfigurationError where it is set to what is no directory.
     """
     home = os.environ.get("DAGSTER_HOME")
+    if home and not (Path(home).is_absolute() and Path(home).is_dir()):
+        what = "is not absolute" if not Path(home).is_absolute() else "is no directory"
+        raise ConfigurationError(
+            f"DAGSTER_HOME is {home!r}, which {what}: set it to the checkout (export DAGSTER_HOME=$PWD), or unset it."
+        )
     if not home:
         candidates = (Path.cwd(), Path(__file__).resolve().parent.parent)
         chosen = next((d for d in candidates if (d / "dagster.yaml").is_file()), None)

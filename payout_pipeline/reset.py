@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from payout_pipeline.backfill import RECORD_FILE
-from payout_pipeline.conditions import worker_of_key
+from payout_pipeline.chunks import worker_of_key
 from payout_pipeline.errors import ConfigurationError
 from payout_pipeline.ledger import DIRECTORY
 from payout_pipeline.ledger.checkpoint import worker_of_name

@@ -77,9 +77,3 @@ def excerpt(text: str, limit: int = 200) -> str:
     """The first ``limit`` characters of ``text``, scrubbed first (a secret cut in half is still a secret), on one line."""
     clean = scrub(text)
     return escape_controls(clean[:limit]) + ("…" if len(clean) > limit else "")
-
-
-def escape_markdown(text: str) -> str:
-    """``text`` as it may stand inside Markdown or HTML without becoming markup."""
-    text = escape_controls(scrub(text)).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_{}\[\]()#+!|~])", r"\\\1", text)

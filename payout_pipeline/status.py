@@ -1,21 +1,19 @@
-"""``payout-pipeline status``: where each worker stands, read from its files, without touching a run.
+"""Where each worker stands, read from its files, without touching a run.
 
 Everything comes from the checkpoint and progress files, the holder's note beside the worker's lock, the shared rate
-limit's file and, for the rows in ClickHouse, the database if it is free at once, else the count that the last load
-left. Light on purpose: neither Dagster nor pandas is imported, and the progress bars of ``backfill`` read this too.
+limit and, for the rows in ClickHouse, the database if it is free, else the count that the last load left. Neither
+Dagster nor pandas is imported: ``payout-pipeline status`` and the progress of ``backfill`` read this every second.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from payout_pipeline.conditions import partition_key
+from payout_pipeline.chunks import partition_key, read_worklist
 from payout_pipeline.errors import InputError, PayoutPipelineError, StorageError
 from payout_pipeline.ledger import DIRECTORY, SNAPSHOT
 from payout_pipeline.ledger.checkpoint import BatchProgress, Checkpoint, read_checkpoint, read_progress
@@ -23,19 +21,19 @@ from payout_pipeline.locks import Holder, locks_for
 from payout_pipeline.settings import Settings
 from payout_pipeline.storage import Store, join, open_store
 from payout_pipeline.words import duration
-from payout_pipeline.worklist import read_worklist
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rich.console import Console, RenderableType
+    from payout_pipeline.warehouse.client import Session
 
 State = Literal["waiting", "running", "stuck", "done", "failed"]
 STUCK_AFTER_SECONDS = 300.0
 _RATE_WINDOW_SECONDS = 30.0
 _DATABASE_WAIT_SECONDS = 0.5
-_COUNT_AGAIN_SECONDS = 10.0
+_SERVER_WAIT_SECONDS = 2.0
 _TOTALS_FILE = "warehouse-totals.json"
+_BACKFILL_RECORD = "backfill.json"
 _FETCHING = "goldsky_payouts"
 
 
@@ -61,9 +59,11 @@ class WorkerStatus:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """All workers, the shared rate limit, and the rows of goldsky-api in ClickHouse.
+    """All workers, the shared rate limit, and what ClickHouse holds.
 
-    ``rows`` is None where nobody has counted; ``rows_age`` is in seconds, 0 for a count of this moment.
+    ``rows`` of goldsky-api are None where nobody has counted; ``rows_age`` is in seconds, 0 for a count of this moment.
+    ``view_rows`` is None where ``view_note`` says why, or nobody has counted. ``backfill`` says whether the record of
+    a backfill whose view is not built yet is there.
     """
 
     at: datetime
@@ -75,7 +75,15 @@ class Status:
     rows: int | None = None
     rows_age: float = 0.0
     rows_note: str = ""
+    view_rows: int | None = None
+    view_note: str = ""
+    backfill: bool = False
     set_aside: tuple[str, ...] = ()
+
+    @property
+    def running(self) -> bool:
+        """Whether a worker is at work."""
+        return any(worker.state in ("running", "stuck") for worker in self.workers)
 
     @property
     def finished(self) -> bool:
@@ -87,37 +95,53 @@ class Status:
         return {**dataclasses.asdict(self), "at": self.at.isoformat(timespec="seconds")}
 
 
-def read_status(settings: Settings, *, count_rows: bool = False, now: datetime | None = None) -> Status:
-    """Where everything stands. ``count_rows`` asks the database too, and waits for it at most half a second.
+def read_status(
+    settings: Settings,
+    *,
+    count_rows: bool = False,
+    database_wait: float = _DATABASE_WAIT_SECONDS,
+    now: datetime | None = None,
+) -> Status:
+    """Where everything stands.
 
-    Raises StorageError where the runtime directory cannot be read.
+    Args:
+        settings: of the pipeline.
+        count_rows: ask the database too.
+        database_wait: seconds to wait for it.
+        now: the moment to which ages refer.
+
+    Raises:
+        StorageError: the runtime directory cannot be read.
     """
     moment = now or datetime.now(timezone.utc)
     store = open_store(settings.runtime_dir)
-    holders = _holders(settings)
+    locks = locks_for(settings)
     totals = _totals(settings)
-    workers = tuple(
-        _worker(store, settings, worker, totals[worker - 1], holders, moment)
-        for worker in range(1, settings.workers + 1)
-    )
-    names = store.names()
+    workers = []
+    for worker in range(1, settings.workers + 1):
+        holder = locks.holder(partition_key(worker, settings.workers)) if locks is not None else None
+        workers.append(_worker(store, settings, worker, totals[worker - 1], holder, locks is not None, moment))
     status = Status(
         at=moment,
-        workers=workers,
-        set_aside=tuple(name for name in names if ".corrupt-" in name),
+        workers=tuple(workers),
+        backfill=store.exists(_BACKFILL_RECORD),
+        set_aside=tuple(name for name in store.names() if ".corrupt-" in name),
         **_rate_limit(settings),
     )
-    if not count_rows:
-        return status
-    rows, age, note = _rows(settings, store, moment)
-    return dataclasses.replace(status, rows=rows, rows_age=age, rows_note=note)
+    return dataclasses.replace(status, **_counted(settings, store, moment, database_wait)) if count_rows else status
 
 
 # ---------------------------------------------------------------------------------------------------------- workers
 
 
 def _worker(
-    store: Store, settings: Settings, worker: int, total: int | None, holders: _Holders, now: datetime
+    store: Store,
+    settings: Settings,
+    worker: int,
+    total: int | None,
+    holder: Holder | None,
+    locks_known: bool,
+    now: datetime,
 ) -> WorkerStatus:
     partition = partition_key(worker, settings.workers)
     damaged: list[str] = []
@@ -125,13 +149,12 @@ def _worker(
     if checkpoint is not None and checkpoint.partition != partition:
         damaged.append(f"the checkpoint belongs to {checkpoint.partition}: PAYOUT_WORKERS was another")
         checkpoint = None
-    holder = holders.of(partition)
     lines = read_progress(store, worker, last=2000) if checkpoint is not None else []
     last = _moment(lines[-1].timestamp) if lines else None
     if checkpoint is None:
         state, message = _without_checkpoint(holder, now)
     else:
-        state, message = _with_checkpoint(store, checkpoint, holder, holders.known, last, now)
+        state, message = _with_checkpoint(store, checkpoint, holder, locks_known, last, now)
         if state == "running" and not message and holder is not None and checkpoint.state == "complete":
             # A new run has begun and has not written anything yet: what is on disk is the former run's.
             checkpoint, lines, last = None, [], None
@@ -212,21 +235,6 @@ def _moment(text: str) -> datetime | None:
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=timezone.utc)
 
 
-class _Holders:
-    """Who holds which worker's lock. ``known`` is False where locks are kept nowhere (a remote directory alone)."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._locks = locks_for(settings)
-        self.known = self._locks is not None
-
-    def of(self, partition: str) -> Holder | None:
-        return self._locks.holder(partition) if self._locks is not None else None
-
-
-def _holders(settings: Settings) -> _Holders:
-    return _Holders(settings)
-
-
 def _totals(settings: Settings) -> list[int | None]:
     """Ids of each worker's chunk; None where the input has no list or cannot be read."""
     try:
@@ -240,7 +248,7 @@ def _totals(settings: Settings) -> list[int | None]:
 
 def _rate_limit(settings: Settings) -> dict[str, Any]:
     """The shared budget, for display: answers of 429 so far, the present hold, the present outage."""
-    from payout_pipeline.goldsky.pacing import StoreBusyError, is_kept, shared_status
+    from payout_pipeline.goldsky.pacing import is_kept, shared_status
     from payout_pipeline.goldsky.pacing import open_store as open_budget
 
     if not is_kept(runtime_dir=settings.runtime_dir, limiter_url=settings.limiter_url):
@@ -252,62 +260,57 @@ def _rate_limit(settings: Settings) -> dict[str, Any]:
         limiter_url=settings.limiter_url.get_secret_value() if settings.limiter_url else None,
     )
     try:
-        for _ in range(20):
-            try:
-                shared = shared_status(budget)
-            except StoreBusyError:
-                time.sleep(0.005)
-                continue
-            return {
-                "answers_429": int(shared["answers_429"]),
-                "hold_seconds": round(float(shared["hold_seconds"]), 1),
-                "outage_seconds": round(float(shared["outage_seconds"]), 1),
-                "outage_message": str(shared["outage_message"]),
-            }
+        shared = shared_status(budget)
     except StorageError:
         return {}
     finally:
         budget.close()
-    return {}
+    return {
+        "answers_429": int(shared["answers_429"]),
+        "hold_seconds": round(float(shared["hold_seconds"]), 1),
+        "outage_seconds": round(float(shared["outage_seconds"]), 1),
+        "outage_message": str(shared["outage_message"]),
+    }
 
 
-def _rows(settings: Settings, store: Store, now: datetime) -> tuple[int | None, float, str]:
-    """Rows of goldsky-api in ClickHouse, the age of that count in seconds, and a note where there is one."""
-    from payout_pipeline.warehouse.client import Warehouse, server_of
+def _counted(settings: Settings, store: Store, now: datetime, wait: float) -> dict[str, Any]:
+    """Rows in ClickHouse and of the view, the age of the count in seconds, and a note where it is not of this moment."""
+    from payout_pipeline.warehouse.existing import existing_database
 
-    server = server_of(settings)
-    directory = Path(settings.runtime_dir) / "clickhouse"
-    if server is None and not directory.is_dir():
-        return None, 0.0, "the embedded database does not exist yet"
-    warehouse = Warehouse(
-        server=server,
-        directory=directory if server is None else None,
-        database=server.database if server is not None else settings.clickhouse_database,
-        wait_seconds=_DATABASE_WAIT_SECONDS if server is None else 2.0,
-        comment="payout-pipeline: status",
-    )
+    warehouse = existing_database(settings, "status", wait if settings.embedded else max(wait, _SERVER_WAIT_SECONDS))
+    if warehouse is None:
+        return {"rows_note": "the embedded database does not exist yet"}
     try:
         with warehouse.session("status", patient=False) as session:
-            return _count_rows(session, settings), 0.0, ""
+            return _count(session, settings)
     except PayoutPipelineError as fault:
         reason = str(fault).partition("\n")[0]
-    last, measured = _last_total(store)
-    if last is None or measured is None:
-        return None, 0.0, reason
-    return last, max(0.0, (now - measured).total_seconds()), reason
+    rows, measured = _last_total(store)
+    if rows is None or measured is None:
+        return {"rows_note": reason}
+    return {"rows": rows, "rows_age": max(0.0, (now - measured).total_seconds()), "rows_note": reason}
 
 
-def _count_rows(session: Any, settings: Settings) -> int | None:
+def _count(session: Session, settings: Settings) -> dict[str, Any]:
     from payout_pipeline.warehouse.identifiers import QualifiedName
-    from payout_pipeline.warehouse.schema import SOURCE, inspect_table
+    from payout_pipeline.warehouse.schema import inspect_table
     from payout_pipeline.warehouse.statements import statement
+    from payout_pipeline.warehouse.target import SOURCE
 
+    found: dict[str, Any] = {"rows": 0}
     name = QualifiedName.parse(settings.target_table)
     table = inspect_table(session, name)
-    if table is None:
-        return 0
-    sql = statement("count_own_rows", target=name, final=table.final)
-    return int(session.scalar(sql, {"source": SOURCE}, doing=f"counting the rows of {name}"))
+    if table is not None:
+        sql = statement("count_own_rows", target=name, final=table.final)
+        found["rows"] = int(session.scalar(sql, {"source": SOURCE}, doing=f"counting the rows of {name}"))
+    view = QualifiedName.parse(settings.truth_view)
+    try:
+        if inspect_table(session, view) is None:
+            return {**found, "view_note": "not built yet"}
+        rows = session.scalar(statement("view_rows", view=view), doing=f"counting the rows of {view}")
+    except PayoutPipelineError as fault:  # a view over a table that is gone hides the rows of no other
+        return {**found, "view_note": str(fault).partition("\n")[0]}
+    return {**found, "view_rows": int(rows)}
 
 
 def _last_total(store: Store) -> tuple[int | None, datetime | None]:
@@ -317,93 +320,3 @@ def _last_total(store: Store) -> tuple[int | None, datetime | None]:
         return int(found["rows"]), _moment(str(found["measured_at"]))
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None, None
-
-
-# ----------------------------------------------------------------------------------------------------------- showing
-
-
-def print_status(status: Status, console: Console) -> None:
-    """The bars, once."""
-    console.print(render_status(status))
-
-
-def render_status(status: Status) -> RenderableType:
-    """A bar a worker and the lines below them."""
-    from rich.console import Group
-    from rich.markup import escape
-    from rich.progress_bar import ProgressBar
-    from rich.table import Table
-    from rich.text import Text
-
-    grid = Table(box=None, padding=(0, 1), show_edge=False)
-    for name in ("worker", "", "ids", "found", "ids/s", "left", "errors", "last batch", "state"):
-        grid.add_column(name, justify="left" if name in ("worker", "", "state") else "right", no_wrap=name != "state")
-    colours = {"done": "green", "running": "cyan", "waiting": "dim", "stuck": "bold yellow", "failed": "bold red"}
-    for worker in status.workers:
-        total = worker.total_ids
-        share = 1.0 if worker.state == "done" else worker.ids / total if total else 0.0
-        grid.add_row(
-            str(worker.worker),
-            ProgressBar(total=1.0, completed=share, width=24),
-            f"{worker.ids:,}" + (f" of {total:,}" if total is not None else ""),
-            f"{worker.found:,}",
-            f"{worker.rate:,.0f}" if worker.rate else "",
-            duration(timedelta(seconds=worker.seconds_left)) if worker.seconds_left is not None else "",
-            f"{worker.errors:,}",
-            f"{duration(timedelta(seconds=worker.last_batch_age))} ago" if worker.last_batch_age is not None else "",
-            Text.from_markup(
-                f"[{colours[worker.state]}]{worker.state}[/]" + (f" {escape(worker.message)}" if worker.message else "")
-            ),
-        )
-    lines = [Text(_rows_line(status))]
-    if status.answers_429 or status.hold_seconds:
-        hold = f", everybody waits {status.hold_seconds:.0f} s more" if status.hold_seconds else ""
-        lines.append(Text(f"answers of 429: {status.answers_429:,}{hold}", style="yellow"))
-    if status.outage_seconds:
-        text = f"OUTAGE for {status.outage_seconds:.0f} s, workers wait: {status.outage_message}"
-        lines.append(Text(text, style="bold red"))
-    return Group(grid, *lines)
-
-
-def _rows_line(status: Status) -> str:
-    if status.rows is None:
-        return (
-            f"rows in ClickHouse: unknown ({status.rows_note})" if status.rows_note else "rows in ClickHouse: not asked"
-        )
-    if not status.rows_note:
-        return f"rows in ClickHouse: {status.rows:,}"
-    age = duration(timedelta(seconds=status.rows_age))
-    return f"rows in ClickHouse: {status.rows:,} as counted {age} ago, after the last load ({status.rows_note})"
-
-
-def watch_status(settings: Settings, every: float, as_json: bool) -> None:
-    """Refresh until no worker has anything left to do, or Ctrl-C. One JSON object a line with ``as_json``."""
-    import sys
-
-    from rich.console import Console
-    from rich.live import Live
-
-    def look(previous: Status | None, counted_at: float) -> tuple[Status, float]:
-        # Counting takes a turn at the embedded database, which a run that is loading has to wait for.
-        again = previous is None or time.monotonic() - counted_at >= _COUNT_AGAIN_SECONDS
-        status = read_status(settings, count_rows=again)
-        if again or previous is None:
-            return status, time.monotonic()
-        age = previous.rows_age + (status.at - previous.at).total_seconds() if previous.rows_note else 0.0
-        return dataclasses.replace(status, rows=previous.rows, rows_age=age, rows_note=previous.rows_note), counted_at
-
-    status, counted_at = look(None, 0.0)
-    if as_json:
-        while True:
-            sys.stdout.write(json.dumps(status.as_json()) + "\n")
-            sys.stdout.flush()
-            if status.finished:
-                return
-            time.sleep(every)
-            status, counted_at = look(status, counted_at)
-    console = Console(highlight=False)
-    with Live(render_status(status), console=console, auto_refresh=False) as live:
-        while not status.finished:
-            time.sleep(every)
-            status, counted_at = look(status, counted_at)
-            live.update(render_status(status), refresh=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from payout_pipeline.conditions import Chunk, read_conditions
+from payout_pipeline.chunks import Chunk
+from payout_pipeline.ids import read_conditions
 
 
 def make_chunk(ids: list[str]) -> Chunk:

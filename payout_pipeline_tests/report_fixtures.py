@@ -24,7 +24,8 @@ import pytest
 
 from payout_pipeline.checks import fetched, stored, view
 from payout_pipeline.checks.catalogue import FETCHED, STORED, VIEW
-from payout_pipeline.conditions import partition_key, read_conditions
+from payout_pipeline.chunks import Worklist, partition_key, read_worklist
+from payout_pipeline.ids import read_conditions
 from payout_pipeline.ingest import ingest_worker
 from payout_pipeline.ledger import DIRECTORY, Ledger, Pin, SnapshotInfo, rows_from_answer, start_run
 from payout_pipeline.payouts import InvalidVector, Vector
@@ -32,7 +33,6 @@ from payout_pipeline.settings import Settings, load_settings
 from payout_pipeline.truth import rebuild_truth
 from payout_pipeline.verdict import Verdict
 from payout_pipeline.warehouse.client import Warehouse
-from payout_pipeline.worklist import Worklist, read_worklist
 
 LOG = logging.getLogger("tests")
 IDS = 24

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import datetime, timezone
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
-from payout_pipeline.doctor import MAX_REQUESTS, Finding, estimated_requests, examine, rate_floor
+from payout_pipeline.chunks import read_worklist
+from payout_pipeline.commands.doctor import doctor_command
+from payout_pipeline.doctor import MAX_REQUESTS, Finding, examine
+from payout_pipeline.doctor.machine import estimated_requests, rate_floor
 from payout_pipeline.goldsky.pacing import open_store, shared_status
-from payout_pipeline.report_commands import doctor as doctor_command
 from payout_pipeline.settings import Settings, load_settings
 from payout_pipeline.subgraph.chain import Chain
 from payout_pipeline.subgraph.server import SubgraphConfig, SubgraphServer
-from payout_pipeline.worklist import read_worklist
 from payout_pipeline_tests.report_fixtures import (  # noqa: F401 - fixtures
     House,
     condition,
@@ -31,7 +36,8 @@ from payout_pipeline_tests.warehouse_fixtures import World
 @pytest.fixture(scope="module")
 def subgraph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SubgraphServer]:
     known = tmp_path_factory.mktemp("subgraph") / "known.csv"
-    known.write_text(f'condition_id,payouts,resolved_at\n{condition(0)},"[""1"",""0""]",\n')
+    rows = [f'{condition(number)},"[""1"",""0""]",\n' for number in range(1_000)]
+    known.write_text("condition_id,payouts,resolved_at\n" + "".join(rows))
     with SubgraphServer(SubgraphConfig(known)) as server:
         yield server
 
@@ -74,7 +80,8 @@ def test_a_fresh_machine_can_start_and_nothing_is_left_behind(
     text = "\n".join(finding.text for finding in findings)
     assert "10 condition ids; 2 workers with up to 5 each" in text
     assert "conditions have payouts" in text
-    assert "(250 behind the head) is kept; the first id of the file is known there" in text
+    assert "(250 behind the head) is kept" in text
+    assert "10 of 10 ids spread over the list are known there" in text
     assert "embedded: the database and its tables will be made by the first run" in text
     assert len(subgraph.log.entries) == 2 <= MAX_REQUESTS
 
@@ -133,16 +140,38 @@ def test_a_stale_head_and_indexing_errors_are_warnings(settings: Settings, subgr
     assert "indexing errors" in warning.text
 
 
+def test_a_sample_spread_over_the_list_finds_ids_that_are_no_condition_ids(
+    settings: Settings, subgraph: SubgraphServer
+) -> None:
+    """The first ids are known; a tenth of the list, somewhere behind them, are question ids."""
+    ids = [condition(number) for number in range(900)]
+    settings.condition_ids_file.write_text("\n".join([*ids[:600], *(f"{n:064x}" for n in range(100)), *ids[600:]]))
+    findings = about(examine(settings), "goldsky")
+    assert findings[-1].level == "warning"
+    assert "900 of 1,000 ids spread over the list are known there; 100 are not (10.00 %" in findings[-1].text
+    assert "Question ids and token ids" in findings[-1].repair
+    assert len(subgraph.log.entries) <= MAX_REQUESTS
+    settings.condition_ids_file.write_text("\n".join([*ids[:600], *(f"{n:064x}" for n in range(45)), *ids[600:]]))
+    assert about(examine(settings), "goldsky")[-1].level == "ok", "a few unknown ids are usual"
+
+
+def test_a_success_bar_above_the_number_of_ids_is_a_warning(settings: Settings) -> None:
+    high = settings.model_copy(update={"min_unique_conditions": Fraction(120_000)})
+    warning = next(finding for finding in examine(high) if finding.level == "warning")
+    assert "the success bar of 120,000 conditions cannot be reached: the list has 10 ids" in warning.text
+    assert "PAYOUT_MIN_UNIQUE_CONDITIONS" in warning.repair
+
+
 def test_history_that_is_not_kept_takes_a_third_request_and_is_a_warning(tmp_path: Path, settings: Settings) -> None:
     known = tmp_path / "known.csv"
     known.write_text(f'condition_id,payouts,resolved_at\n{condition(0)},"[""1"",""0""]",\n')
     chain = Chain.until_now()
     with SubgraphServer(SubgraphConfig(known, chain=chain, earliest_block=chain.head() - 100)) as pruned:
         findings = about(examine(settings.model_copy(update={"goldsky_endpoint": pruned.url})), "goldsky")
-        assert len(pruned.log.entries) == MAX_REQUESTS
-    assert [finding.level for finding in findings] == ["ok", "ok", "warning"]
+        assert len(pruned.log.entries) <= MAX_REQUESTS
+    assert [finding.level for finding in findings] == ["ok", "ok", "warning", "warning"]
     assert "is not kept" in findings[2].text
-    assert "the first id of the file is known there" in findings[2].text
+    assert "1 of 10 ids" in findings[3].text
 
 
 def test_bad_input_is_a_problem_with_its_lines_and_the_endpoint_is_not_asked(
@@ -223,9 +252,12 @@ def test_while_runs_share_a_budget_the_doctors_requests_are_part_of_it(settings:
 def test_the_estimate_follows_the_rate_limit(tmp_path: Path) -> None:
     path = tmp_path / "ids.txt"
     path.write_text("".join(f"{number:064x}\n" for number in range(170_448)))
-    worklist = read_worklist(load_settings({}, condition_ids_file=path))
-    requests = estimated_requests(worklist, 1_000)
+    settings = load_settings({}, condition_ids_file=path)
+    worklist = read_worklist(settings)
+    one_a_request = settings.model_copy(update={"goldsky_batches_per_request": 1})
+    requests = estimated_requests(worklist, one_a_request)
     assert requests == 4 * 43 + 4
+    assert estimated_requests(worklist, settings) == 4 * 8 + 4
     assert rate_floor(requests, 50, 10) == 30
     assert rate_floor(50, 50, 10) == 0
     assert rate_floor(51, 50, 10) == 10
@@ -245,6 +277,20 @@ def test_the_command_exits_0_where_a_run_can_start_and_1_where_not(
     bad = CliRunner().invoke(doctor_command, ["--json"])
     assert bad.exit_code == 1
     assert {finding["level"] for finding in json.loads(bad.output)} == {"ok", "problem"}
+
+
+def test_the_command_says_a_fault_once_and_logs_nothing_beside_it(settings: Settings, subgraph: SubgraphServer) -> None:
+    subgraph.faults.add("status", status=503, text="down")
+    environment = os.environ | {
+        "CONDITION_IDS_FILE": str(settings.condition_ids_file),
+        "PAYOUT_RUNTIME_DIR": settings.runtime_dir,
+        "GOLDSKY_ENDPOINT": settings.goldsky_endpoint,
+    }
+    command = [sys.executable, "-m", "payout_pipeline.cli", "doctor"]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert found.returncode == 1, found.stdout + found.stderr
+    assert found.stderr == ""
+    assert found.stdout.count("503") == 1
 
 
 def test_time_is_a_parameter(settings: Settings) -> None:

@@ -24,7 +24,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from payout_pipeline.conditions import Chunk, PrefixRange, prefix_range
+from payout_pipeline.chunks import Chunk, PrefixRange, prefix_range
 from payout_pipeline.errors import LedgerError, StorageError
 from payout_pipeline.ledger import (
     STATUSES,
@@ -883,7 +883,7 @@ _WORKER = """
 import hashlib, sys
 from datetime import datetime, timezone
 from pathlib import Path
-from payout_pipeline.conditions import read_conditions
+from payout_pipeline.ids import read_conditions
 from payout_pipeline.ledger import Ledger, Pin, SnapshotInfo, rows_from_answer, start_run
 from payout_pipeline.payouts import Vector
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from payout_pipeline.conditions import Chunk, read_conditions
+from payout_pipeline.chunks import Chunk
+from payout_pipeline.ids import read_conditions
 from payout_pipeline.ledger import Ledger, Pin, SnapshotInfo, rows_from_answer, start_run
 from payout_pipeline.payouts import InvalidVector, Vector
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 import time
 from datetime import datetime, timedelta, timezone
 from io import StringIO
@@ -15,16 +16,16 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from payout_pipeline.goldsky.pacing import hold as pacing_hold
+from payout_pipeline.chunks import read_worklist
+from payout_pipeline.commands.status import render_status, status_command
 from payout_pipeline.goldsky.pacing import open_store as open_budget
+from payout_pipeline.goldsky.rate_limit import hold as pacing_hold
 from payout_pipeline.ledger import DIRECTORY, STATUSES
 from payout_pipeline.ledger.checkpoint import BatchProgress, Checkpoint, iso_time, progress_name, write_checkpoint
-from payout_pipeline.locks import hold
-from payout_pipeline.report_commands import status as status_command
+from payout_pipeline.locks import FileLocks
 from payout_pipeline.settings import Settings, load_settings
-from payout_pipeline.status import Status, print_status, read_status, render_status
+from payout_pipeline.status import Status, read_status
 from payout_pipeline.storage import open_store
-from payout_pipeline.worklist import read_worklist
 from payout_pipeline_tests.report_fixtures import (  # noqa: F401 - fixtures
     RESOLVED,
     House,
@@ -76,7 +77,7 @@ def progress(settings: Settings, *ages: float, worker: int = 1) -> None:
 
 
 def held(settings: Settings, worker: int = 1, purpose: str = "goldsky_payouts") -> Any:
-    return hold(f"worker_{worker}_of_2", directory=Path(settings.runtime_dir) / "locks", purpose=purpose)
+    return FileLocks(Path(settings.runtime_dir) / "locks").hold(f"worker_{worker}_of_2", purpose=purpose)
 
 
 def first(settings: Settings) -> Any:
@@ -111,8 +112,7 @@ def test_the_rate_limit_of_a_remote_runtime_directory_is_found_where_it_is_kept(
     assert read_status(remote).answers_429 == 0
     assert list((tmp_path / "tmp").iterdir()) == []  # a look makes nothing
     budget = open_budget(remote.goldsky_endpoint, remote.goldsky_rate_limit, runtime_dir=remote.runtime_dir)
-    with budget.transaction() as tx:
-        pacing_hold(tx, 30, "429")
+    budget.change(lambda shared, now: pacing_hold(shared, now, 30, "429"))
     budget.close()
     found = read_status(remote)
     assert (found.answers_429, round(found.hold_seconds)) == (1, 30)
@@ -192,6 +192,10 @@ def test_a_checkpoint_of_another_number_of_workers_is_not_this_workers(settings:
 def test_the_rows_of_clickhouse_are_counted_when_it_is_free(finished: House) -> None:  # noqa: F811
     status = read_status(finished.settings, count_rows=True)
     assert (status.rows, status.rows_age, status.rows_note) == (len(RESOLVED), 0.0, "")
+    assert status.view_rows == len(RESOLVED)
+    finished.run("DROP VIEW {db}_clean.vw_resolutions_truth")
+    status = read_status(finished.settings, count_rows=True)
+    assert (status.rows, status.view_rows, status.view_note) == (len(RESOLVED), None, "not built yet")
 
 
 _HOLDER = """
@@ -231,26 +235,96 @@ def test_while_a_run_has_the_database_the_last_count_is_given_with_its_age_in_ti
 
 def shown(status: Status) -> str:
     out = StringIO()
-    print_status(status, Console(file=out, width=160))
+    Console(file=out, width=160).print(render_status(status))
     return out.getvalue()
 
 
-def test_the_command_prints_bars_or_json_and_ends_with_0(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoint(settings)
-    progress(settings, 20)
+@pytest.fixture
+def environment(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """The settings as the commands read them."""
     monkeypatch.setenv("CONDITION_IDS_FILE", str(settings.condition_ids_file))
     monkeypatch.setenv("PAYOUT_RUNTIME_DIR", settings.runtime_dir)
     monkeypatch.setenv("PAYOUT_WORKERS", "2")
+    return settings
+
+
+def test_the_command_prints_bars_or_json_and_ends_with_0(environment: Settings) -> None:
+    checkpoint(environment)
+    progress(environment, 20)
     text = CliRunner().invoke(status_command, [])
     assert text.exit_code == 0, text.output
     assert "2,000 of 5,000" in text.output
     found = json.loads(CliRunner().invoke(status_command, ["--json"]).output)
     assert [worker["state"] for worker in found["workers"]] == ["failed", "waiting"]
     assert found["rows"] is None
-    checkpoint(settings, worker=2)
-    watched = CliRunner().invoke(status_command, ["--watch", "--json", "--every", "0.3"])
-    assert watched.exit_code == 0, "watching ends when no worker has anything left to do"
-    assert len(watched.output.splitlines()) == 1
+
+
+def watch() -> list[dict[str, Any]]:
+    """What `status --watch --json` says until it ends."""
+    watched = CliRunner().invoke(status_command, ["--watch", "--json", "--every", "0.2"])
+    assert watched.exit_code == 0, watched.output
+    return [json.loads(line) for line in watched.output.splitlines()]
+
+
+def complete(settings: Settings, worker: int) -> None:
+    """The files of a worker that is done."""
+    counts = {**dict.fromkeys(STATUSES, 0), "resolved": 5_000}
+    checkpoint(settings, worker, ids_processed=5_000, batches_processed=5, state="complete", errors=0, counts=counts)
+    ledger = Path(settings.runtime_dir) / DIRECTORY / f"worker_{worker}_of_2" / "ledger.parquet"
+    ledger.parent.mkdir(parents=True)
+    ledger.touch()
+
+
+def test_a_watch_waits_for_a_backfill_that_is_starting_and_ends_after_its_view(
+    environment: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers of an earlier backfill are done; a new one is beginning, and has not said so yet."""
+    monkeypatch.setattr("payout_pipeline.commands.status.START_SECONDS", 5.0)
+    for worker in (1, 2):
+        complete(environment, worker)
+    record = Path(environment.runtime_dir) / "backfill.json"
+
+    def backfill() -> None:
+        time.sleep(1)
+        record.write_text("{}")
+        with held(environment, 1), held(environment, 2):
+            time.sleep(1)
+        time.sleep(1)  # the view
+        record.unlink()
+
+    thread = threading.Thread(target=backfill)
+    thread.start()
+    lines = watch()
+    thread.join()
+    states = ["running" if any(w["state"] == "running" for w in line["workers"]) else "done" for line in lines]
+    assert "running" in states
+    assert states[-1] == "done"
+    assert any(line["backfill"] for line in lines if line["workers"][0]["state"] == "done"), "the view was waited for"
+    assert not lines[-1]["backfill"]
+
+
+def test_a_watch_ends_by_itself_where_nothing_starts(environment: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("payout_pipeline.commands.status.START_SECONDS", 0.5)
+    for worker in (1, 2):
+        checkpoint(environment, worker)
+    assert watch()[-1]["workers"][0]["state"] == "failed"
+
+
+def test_a_watch_counts_the_rows_once_more_at_its_end(
+    finished: House,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A count is kept for ten seconds while workers run; what is shown last is of the end."""
+    monkeypatch.setattr("payout_pipeline.commands.status.START_SECONDS", 0.0)
+    for worker in (1, 2):
+        checkpoint(finished.settings, worker, ids_processed=12, ids=12, batches=3, state="complete", errors=0)
+    counts = [Status(NOW, (), rows=0), read_status(finished.settings, count_rows=True)]
+
+    def read(*_: Any, **__: Any) -> Status:
+        return counts.pop(0)
+
+    monkeypatch.setattr("payout_pipeline.status.read_status", read)
+    assert [line["rows"] for line in watch()] == [0, len(RESOLVED)]
 
 
 def test_messages_of_files_cannot_style_the_page(settings: Settings) -> None:

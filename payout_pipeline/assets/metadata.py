@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from payout_pipeline.scrub import scrub
+from payout_pipeline.scrub import escape_controls, scrub
 
 if TYPE_CHECKING:
     from payout_pipeline.fetch_summary import FetchSummary
@@ -63,6 +63,11 @@ def _table(rows: list[dict[str, Any]]) -> dg.TableMetadataValue:
     return dg.MetadataValue.table([dg.TableRecord(row) for row in rows], schema)
 
 
+def _code(path: str) -> str:
+    """``path`` as a code span of Markdown, in which nothing is escaped and only a backtick ends it."""
+    return f"`{escape_controls(scrub(path)).replace('`', chr(39))}`"
+
+
 def fetch_metadata(summary: FetchSummary) -> Metadata:
     """Of ``goldsky_payouts``."""
     info, stats, pin = summary.info, summary.stats, summary.info.pin
@@ -96,7 +101,7 @@ def fetch_metadata(summary: FetchSummary) -> Metadata:
         **({"resolution_times_left_out": stats.odd_times} if stats.odd_times else {}),
         "fingerprint": info.fingerprint,
         "input_sha256": stats.input_sha256,
-        "files": dg.MetadataValue.md("\n".join(f"- `{path}`" for path in summary.files)),
+        "files": dg.MetadataValue.md("\n".join(f"- {_code(path)}" for path in summary.files)),
         "ledger": dg.MetadataValue.path(summary.files[0]),
     }
 
@@ -137,7 +142,6 @@ def truth_metadata(summary: TruthSummary) -> Metadata:
     return {
         "dagster/row_count": summary.rows_after,
         "dagster/table_name": summary.view,
-        "rows_before": summary.rows_before,
         "rows_after": summary.rows_after,
         "workers": _table(summary.workers),
         "seconds": dg.MetadataValue.float(float(round(summary.seconds, 3))),

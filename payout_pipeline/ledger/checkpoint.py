@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from payout_pipeline.conditions import MAX_WORKERS
+from payout_pipeline.chunks import MAX_WORKERS
 from payout_pipeline.ledger.info import SnapshotInfo
 from payout_pipeline.ledger.rows import STATUSES
 from payout_pipeline.ledger.running import RunningLedger

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from payout_pipeline.conditions import Chunk, PrefixRange
+from payout_pipeline.chunks import Chunk, PrefixRange
 from payout_pipeline.ledger.rows import ERROR_STATUSES, STATUSES
 
 VERSION = 1

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
-from payout_pipeline.conditions import Chunk
+from payout_pipeline.chunks import Chunk
 from payout_pipeline.payouts import InvalidVector, Vector
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import click
 from payout_pipeline.subgraph.schema import SCHEMA_NAMES
 
 
-@click.command("subgraph")
+@click.command("subgraph", short_help="A local subgraph over a CSV file, until Ctrl-C.")
 @click.option(
     "--conditions",
     required=True,

@@ -64,7 +64,7 @@ def write_ids(path: Path, count: int) -> None:
 
 def ids(meter: Meter, directory: Path, count: int) -> None:
     """Reading, normalising and deduplicating the input file."""
-    from payout_pipeline.conditions import read_conditions
+    from payout_pipeline.ids import read_conditions
 
     write_ids(directory / "ids.txt", count)
     meter.figures["before_mib"] = peak_mib()
@@ -76,7 +76,7 @@ def ids(meter: Meter, directory: Path, count: int) -> None:
 
 def filled_ledger(meter: Meter, directory: Path, count: int) -> Any:
     """A finished ledger of ``count`` ids in one chunk, as a worker leaves it."""
-    from payout_pipeline.conditions import read_conditions
+    from payout_pipeline.ids import read_conditions
     from payout_pipeline.ledger import Ledger, Pin, SnapshotInfo, rows_from_answer, start_run
     from payout_pipeline.payouts import parse_payouts
 
@@ -165,7 +165,7 @@ def load(meter: Meter, directory: Path, count: int) -> None:
     from payout_pipeline.warehouse.client import Warehouse
     from payout_pipeline.warehouse.identifiers import QualifiedName
     from payout_pipeline.warehouse.load import load_rows
-    from payout_pipeline.warehouse.schema import ensure_sources, ensure_target
+    from payout_pipeline.warehouse.target import ensure_sources, ensure_target
     from payout_pipeline.warehouse.view import rebuild_view
 
     filled = filled_ledger(Meter(), directory, count)

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import orjson
 
-from payout_pipeline.conditions import read_conditions
 from payout_pipeline.errors import InputError
 from payout_pipeline.goldsky.answers import AnswerFault, Fields, Pin, check_batch
+from payout_pipeline.ids import read_conditions
 from payout_pipeline.ledger.checkpoint import checkpoint_name, read_checkpoint
 from payout_pipeline.payouts import InvalidVector, Vector, parse_payouts
 from payout_pipeline.storage import open_store

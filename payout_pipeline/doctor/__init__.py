@@ -1,0 +1,35 @@
+"""Everything a run needs, looked at before it runs: the input, this machine, Goldsky, ClickHouse.
+
+Reads, asks, and writes nothing. Each finding is one line, with what to do where something is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING
+
+from payout_pipeline.doctor.finding import Finding
+from payout_pipeline.doctor.goldsky import MAX_REQUESTS
+
+if TYPE_CHECKING:
+    from payout_pipeline.settings import Settings
+
+__all__ = ["MAX_REQUESTS", "Finding", "examine"]
+
+
+def examine(settings: Settings, now: Callable[[], datetime] = lambda: datetime.now(timezone.utc)) -> list[Finding]:
+    """Look at everything. Expected faults become findings; only what nobody expected is raised."""
+    from payout_pipeline.doctor.database import database_findings
+    from payout_pipeline.doctor.goldsky import ask_goldsky
+    from payout_pipeline.doctor.machine import estimate, input_findings, runtime_findings
+
+    worklist, findings = input_findings(settings)
+    findings += runtime_findings(settings, worklist)
+    latency = None
+    if worklist is not None:
+        latency, said = ask_goldsky(settings, worklist, now())
+        findings += said
+    findings += database_findings(settings)
+    findings.append(estimate(settings, worklist, latency))
+    return findings

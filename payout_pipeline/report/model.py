@@ -1,0 +1,124 @@
+"""What the report knows: the statuses of today's checks and what they add up to."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from payout_pipeline.checks.history import CheckStatus, State, latest_statuses
+from payout_pipeline.chunks import Worklist, read_worklist
+from payout_pipeline.report.causes import Cause, failure_of_run, find_causes
+from payout_pipeline.settings import Settings
+from payout_pipeline.words import counted
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+_QUIET = (State.PASSED, State.NOTHING)
+_STATES = tuple(State)
+BEFORE_ANY_RUN = "No check has run yet for this input: payout-pipeline backfill"
+
+
+@dataclass(frozen=True)
+class Report:
+    """The statuses in the order of the catalogue, and what they add up to."""
+
+    made_at: datetime
+    worklist: Worklist
+    target_table: str
+    truth_view: str
+    endpoint: str
+    statuses: tuple[CheckStatus, ...]
+    causes: tuple[Cause, ...] = ()
+
+    @cached_property
+    def counts(self) -> Counter[State]:
+        """Statuses by state."""
+        return Counter(status.state for status in self.statuses)
+
+    @property
+    def worst_first(self) -> list[CheckStatus]:
+        """What blocks success, then warnings, then what passed; within each in the order of the catalogue."""
+        return sorted(self.statuses, key=_rank)
+
+    @property
+    def exit_code(self) -> int:
+        """0 where every ERROR check has a current pass; 1 otherwise. Warnings do not count."""
+        return int(any(status.blocks_success for status in self.statuses))
+
+    @property
+    def nothing_ran(self) -> bool:
+        """Whether there is no result of any check."""
+        return set(self.counts) == {State.NEVER}
+
+    @property
+    def age(self) -> timedelta | None:
+        """Of the oldest result; None where there is none."""
+        times = [status.at for status in self.statuses if status.at is not None and status.verdict is not None]
+        return self.made_at - min(times) if times else None
+
+    @property
+    def headline(self) -> str:
+        """The result in one sentence."""
+        if self.nothing_ran:
+            return BEFORE_ANY_RUN
+        counts = self.counts
+        parts = [f"{counts[State.PASSED]} passed"]
+        if counts[State.NOTHING]:
+            parts.append(f"{counts[State.NOTHING]} had nothing to check")
+        warned = sum(status.state not in _QUIET and not status.blocks_success for status in self.statuses)
+        if warned:
+            parts.append(counted(warned, "warning"))
+        rest = ", ".join(parts)
+        if not self.exit_code:
+            return f"SUCCESS: {rest}"
+        blocking = Counter(status.state for status in self.statuses if status.blocks_success)
+        kinds = ", ".join(f"{blocking[state]} {state.value}" for state in _STATES if blocking[state])
+        what = counted(sum(blocking.values()), "ERROR check")
+        return f"NOT A SUCCESS: {what} without a current pass ({kinds}); {rest}"
+
+
+def _rank(status: CheckStatus) -> tuple[int, int]:
+    group = 0 if status.blocks_success else 2 if status.state in _QUIET else 1
+    return group, _STATES.index(status.state)
+
+
+def build_report(settings: Settings, instance: dg.DagsterInstance, now: datetime | None = None) -> Report:
+    """Read the latest statuses from ``instance`` and compare them with today's input.
+
+    Raises InputError where the input file cannot be read: without it nothing can be said about today's input.
+    """
+    worklist = read_worklist(settings)
+    statuses = tuple(latest_statuses(instance, settings, worklist))
+    return Report(
+        made_at=now or datetime.now(timezone.utc),
+        worklist=worklist,
+        target_table=settings.target_table,
+        truth_view=settings.truth_view,
+        endpoint=settings.goldsky_endpoint.split("?", 1)[0],
+        statuses=statuses,
+        causes=tuple(find_causes(statuses, lambda run_id: failure_of_run(instance, run_id))),
+    )
+
+
+def read_report(settings: Settings, html: Path | None = None) -> Report:
+    """The report from the instance that the UI and the commands share; with ``html`` also written there as a page.
+
+    Raises InputError where the input file cannot be read, StorageError where the page cannot be written.
+    """
+    import dagster as dg
+
+    from payout_pipeline.instance import ensure_dagster_home
+
+    ensure_dagster_home()
+    with dg.DagsterInstance.get() as instance:
+        report = build_report(settings, instance)
+    if html is not None:
+        from payout_pipeline.report.html import write_page
+
+        write_page(html, report)
+    return report
