@@ -16,12 +16,12 @@ from collections.abc import Callable
 from payout_pipeline import backfill
 from payout_pipeline.checks import fetched, stored, view
 from payout_pipeline.checks.catalogue import ASSETS, FETCHED, STORED, VIEW, checks_of
+from payout_pipeline.chunks import read_worklist
 from payout_pipeline.fetch import fetch_worker
 from payout_pipeline.ingest import ingest_worker, prepare_target, remember_prepared
 from payout_pipeline.settings import load_settings
 from payout_pipeline.truth import rebuild_truth
 from payout_pipeline.verdict import Severity, Verdict
-from payout_pipeline.worklist import read_worklist
 
 
 def main() -> None:

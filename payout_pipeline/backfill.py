@@ -107,7 +107,6 @@ def run_backfill(settings: Settings, workers: Sequence[int] | None = None, refet
     """
     # Looking for garbage takes an eighth of the time of importing, which leaves next to none.
     gc.disable()
-    _look_for_the_dead(settings)
     from payout_pipeline.instance import ensure_dagster_home
 
     ensure_dagster_home()
@@ -122,7 +121,7 @@ def run_backfill(settings: Settings, workers: Sequence[int] | None = None, refet
 def _run_all(
     settings: Settings, workers: Sequence[int] | None, refetch: str, family: _Family, prepared: _Member
 ) -> int:
-    from payout_pipeline.conditions import partition_key
+    from payout_pipeline.chunks import partition_key
     from payout_pipeline.ingest import remember_prepared
     from payout_pipeline.storage import open_store
 
@@ -183,8 +182,8 @@ def _take_up_or_begin(settings: Settings, refetch: str, console: Console) -> dic
 
     Workers that finished in it are not asked again: their ledgers carry its id. The record goes when the view is built.
     """
+    from payout_pipeline.chunks import read_worklist
     from payout_pipeline.storage import open_store
-    from payout_pipeline.worklist import read_worklist
 
     store = open_store(settings.runtime_dir)
     todays = f"{read_worklist(settings).fingerprint} {settings.goldsky_mode} {settings.goldsky_endpoint}"
@@ -208,19 +207,11 @@ def _take_up_or_begin(settings: Settings, refetch: str, console: Console) -> dic
 
 def _check_before_start(settings: Settings) -> None:
     """What every run would stumble over is said once, before the first of them starts."""
+    from payout_pipeline.chunks import read_worklist
     from payout_pipeline.storage import open_store
-    from payout_pipeline.worklist import read_worklist
 
     open_store(settings.runtime_dir).check_writable()
     read_worklist(settings)
-
-
-def _look_for_the_dead(settings: Settings) -> None:
-    """A killed backfill's requests count from now on as ended, not only when the first worker has begun."""
-    from payout_pipeline.goldsky.pacing import look_for_the_dead
-
-    if not settings.limiter_url:  # a server's connection is not opened before the fork
-        look_for_the_dead(settings.goldsky_endpoint, settings.goldsky_rate_limit, runtime_dir=settings.runtime_dir)
 
 
 def _import_once(settings: Settings) -> None:

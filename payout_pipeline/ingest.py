@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
-from payout_pipeline.conditions import partition_key
+from payout_pipeline.chunks import partition_key, read_worklist
 from payout_pipeline.errors import IncompleteError
 from payout_pipeline.ledger import Ledger, SnapshotInfo
 from payout_pipeline.logs import forwarded_to
@@ -16,7 +16,6 @@ from payout_pipeline.settings import Settings
 from payout_pipeline.storage import open_store
 from payout_pipeline.warehouse.client import Warehouse
 from payout_pipeline.warehouse.identifiers import QualifiedName
-from payout_pipeline.worklist import read_worklist
 
 if TYPE_CHECKING:
     from logging import Logger
@@ -48,7 +47,7 @@ def prepare_target(settings: Settings, log: Logger) -> None:
     Raises WarehouseSchemaError with the DDL that is needed, ConfigurationError or WarehousePermanentError where the
     database cannot be used, WarehouseUnavailableError where it does not answer within its budget.
     """
-    from payout_pipeline.warehouse.schema import ensure_sources
+    from payout_pipeline.warehouse.target import ensure_sources
 
     if _tables_of(settings) in _prepared:
         log.info(f"target table {settings.target_table}: looked at when the backfill began")
@@ -94,16 +93,22 @@ def why_not_todays(settings: Settings, info: SnapshotInfo) -> str:
     )
 
 
-def ingest_worker(settings: Settings, worker: int, *, log: Logger, run_id: str = "") -> IngestSummary:
+def ingest_worker(
+    settings: Settings, worker: int, *, log: Logger, run_id: str = "", allow_removals: bool = False
+) -> IngestSummary:
     """Make the target table hold exactly the resolved rows of the worker's ledger, and prove it by reading back.
+
+    Coverage and P&L are measured before the first row of a backfill is written. ``allow_removals``: see
+    :func:`~payout_pipeline.warehouse.load.load_rows`.
 
     Raises IncompleteError where the ledger is missing or not of today's input, or the table does not hold what was
     written; WarehouseSchemaError where a vector does not fit the existing columns; and what a session raises.
     """
     from payout_pipeline.fetch import worker_lock
+    from payout_pipeline.verification.baseline import remember_before
+    from payout_pipeline.verification.numbers import stored_rows
     from payout_pipeline.warehouse.load import load_rows
-    from payout_pipeline.warehouse.queries import stored_rows, survey
-    from payout_pipeline.warehouse.schema import ensure_target
+    from payout_pipeline.warehouse.target import ensure_target
 
     started = time.monotonic()
     partition = partition_key(worker, settings.workers)
@@ -115,12 +120,13 @@ def ingest_worker(settings: Settings, worker: int, *, log: Logger, run_id: str =
         comment = f"payout-pipeline: resolutions_external_ingest {partition} run {run_id}"
         with Warehouse.from_settings(settings, comment=comment).session(f"load {partition}") as session:
             target = ensure_target(session, QualifiedName.parse(settings.target_table), settings.clickhouse_cluster)
-            result = load_rows(session, target, ledger.read(), log=log.info)
-            rows = stored_rows(session, survey(session, settings))
+            remember_before(session, settings)
+            result = load_rows(session, target, ledger.read(), allow_removals=allow_removals, log=log.info)
+            rows = stored_rows(session, settings)
         remember_totals(settings, rows)
     log.info(
         f"{partition}: {result.sent:,} resolved rows; {result.inserted_new:,} new, {result.inserted_changed:,} changed, "
-        f"{result.unchanged:,} unchanged, {result.deleted:,} no longer resolved and removed; {result.verified:,} verified"
+        f"{result.unchanged:,} unchanged, {result.removed:,} no longer resolved and removed; {result.verified:,} verified"
     )
     return IngestSummary(
         partition=partition,
@@ -129,7 +135,7 @@ def ingest_worker(settings: Settings, worker: int, *, log: Logger, run_id: str =
         inserted_new=result.inserted_new,
         inserted_changed=result.inserted_changed,
         unchanged=result.unchanged,
-        removed=result.deleted,
+        removed=result.removed,
         verified=result.verified,
         table_rows=rows,
         seconds=time.monotonic() - started,

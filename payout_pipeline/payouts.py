@@ -29,7 +29,7 @@ SIGNIFICANT_DIGITS = 34
 _LONGEST_NUMBER = 128
 _SHOWN = 60
 
-_DECIMAL = re.compile(r"([0-9]+)(?:\.([0-9]+))?")
+_DECIMAL = re.compile(r"([0-9]+)(?:\.([0-9]*))?(?:[eE]([+-]?[0-9]{1,3}))?")
 _INTEGER = re.compile(r"[0-9]+")
 
 
@@ -78,11 +78,13 @@ def parse_payouts(raw: object) -> Payouts:
 def parse_numerators(numerators: object, denominator: object) -> Payouts:
     """The vector of ``payoutNumerators`` (a list of integer strings) and ``payoutDenominator`` (their sum).
 
-    ``[]`` with ``"0"`` is how these subgraphs say "not resolved", as is null with null (older deployments); both give
-    None. Never raises.
+    Numerators that are null, ``[]`` or all zero, with a denominator of ``"0"`` or null, are how these subgraphs say
+    "not resolved", and give None. Never raises.
     """
-    if numerators is None and denominator is None:
-        return None
+    if numerators is None or numerators == []:
+        if denominator is None:
+            return None
+        numerators = [] if str(denominator) == "0" else numerators
     if not isinstance(numerators, (list, tuple)):
         return InvalidVector(f"payoutNumerators are {_kind(numerators)}, not a list")
     try:
@@ -159,6 +161,8 @@ def _from_integers(numerators: tuple[str, ...], denominator: str) -> Payouts:
     if fault is not None:
         return fault
     tops = [int(text) for text in numerators]
+    if bottom == 0 and not any(tops):
+        return None
     if bottom == 0:
         return InvalidVector(f"the denominator is 0, but there are {len(tops)} numerators")
     if sum(tops) != bottom:
@@ -178,7 +182,8 @@ def _from_decimals(texts: tuple[str, ...]) -> Payouts:
         if match is None:
             return InvalidVector(f"{_shown(text)} is no plain non-negative decimal number")
         fraction = (match[2] or "").rstrip("0")
-        numbers.append((int(match[1] + fraction), len(fraction)))
+        places = len(fraction) - int(match[3] or 0)
+        numbers.append((int(match[1] + fraction) * 10 ** max(-places, 0), max(places, 0)))
     scale = max(places for _, places in numbers)
     tops = [mantissa * 10 ** (scale - places) for mantissa, places in numbers]
     total = sum(tops)

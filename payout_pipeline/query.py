@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from payout_pipeline.goldsky.client import GoldskyClient
-    from payout_pipeline.warehouse.queries import StoredVector
 
 MAX_IDS = 1000
 _DATABASE_WAIT_SECONDS = 5.0
@@ -90,9 +89,9 @@ def ask(settings: Settings, ids: Sequence[str]) -> Answers:
             Answered(
                 **row,
                 stored=tuple(
-                    {"table": s.table, "vector": s.vector, "winning_index": s.winning_index, "source": s.source}
+                    {name: s[name] for name in ("table", "vector", "winning_index", "source")}
                     for s in stored
-                    if s.condition_id == row["condition_id"]
+                    if s["condition_id"] == row["condition_id"]
                 ),
             )
             for row in rows
@@ -102,8 +101,8 @@ def ask(settings: Settings, ids: Sequence[str]) -> Answers:
 
 
 async def _ask_goldsky(settings: Settings, ids: list[str]) -> tuple[list[dict[str, Any]], int]:
-    from payout_pipeline.answer_rows import raw_text
     from payout_pipeline.goldsky.client import GoldskyClient, SnapshotGoneError
+    from payout_pipeline.ledger.rows import raw_text
 
     async with GoldskyClient.from_settings(settings) as client:
         info = await client.probe()
@@ -149,17 +148,17 @@ def _judged(client: GoldskyClient, parts: Any) -> dict[str, Any]:
     return {"status": "unresolved"}
 
 
-def _ask_database(settings: Settings, ids: list[str]) -> tuple[list[StoredVector], str]:
+def _ask_database(settings: Settings, ids: list[str]) -> tuple[list[dict[str, Any]], str]:
     """What is stored of the ids; a note instead where the database cannot be asked now. Creates nothing."""
+    from payout_pipeline.verification.numbers import stored_vectors
     from payout_pipeline.warehouse.existing import existing_database
-    from payout_pipeline.warehouse.queries import stored_vectors, survey
 
     warehouse = existing_database(settings, "query", _DATABASE_WAIT_SECONDS)
     if warehouse is None:
         return [], "the embedded database does not exist yet"
     try:
         with warehouse.session("query", patient=False) as session:
-            return stored_vectors(session, survey(session, settings), ids), ""
+            return stored_vectors(session, settings, ids), ""
     except PayoutPipelineError as fault:
         return [], str(fault).partition("\n")[0]
 

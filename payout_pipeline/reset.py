@@ -7,10 +7,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from payout_pipeline.backfill import RECORD_FILE
-from payout_pipeline.checkpoint import worker_of_name
-from payout_pipeline.conditions import worker_of_key
+from payout_pipeline.chunks import worker_of_key
 from payout_pipeline.errors import ConfigurationError
 from payout_pipeline.ledger import DIRECTORY
+from payout_pipeline.ledger.checkpoint import worker_of_name
 from payout_pipeline.locks import locks_for
 from payout_pipeline.settings import Settings
 from payout_pipeline.storage import Store, join, open_store

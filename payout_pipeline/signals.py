@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -41,7 +41,7 @@ class StopRequest:
 
 
 @contextmanager
-def stop_on_signals(on_first: Callable[[int], None] | None = None) -> Iterator[StopRequest]:
+def stop_on_signals() -> Iterator[StopRequest]:
     """Collect SIGINT and SIGTERM as a :class:`StopRequest` and restore the handlers afterwards.
 
     The second signal ends the process at once with 128 + its number. Outside the main thread, where Python cannot set
@@ -56,8 +56,6 @@ def stop_on_signals(on_first: Callable[[int], None] | None = None) -> Iterator[S
         if stop.requested:
             os._exit(128 + number)
         stop.request(number)
-        if on_first is not None:
-            on_first(number)
 
     previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, Literal
 
-from payout_pipeline.checkpoint import BatchProgress, Checkpoint, read_checkpoint, read_progress
-from payout_pipeline.conditions import partition_key
+from payout_pipeline.chunks import partition_key, read_worklist
 from payout_pipeline.errors import InputError, PayoutPipelineError, StorageError
 from payout_pipeline.ledger import DIRECTORY, SNAPSHOT
+from payout_pipeline.ledger.checkpoint import BatchProgress, Checkpoint, read_checkpoint, read_progress
 from payout_pipeline.locks import Holder, locks_for
 from payout_pipeline.settings import Settings
 from payout_pipeline.storage import Store, join, open_store
 from payout_pipeline.words import duration
-from payout_pipeline.worklist import read_worklist
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -250,7 +248,7 @@ def _totals(settings: Settings) -> list[int | None]:
 
 def _rate_limit(settings: Settings) -> dict[str, Any]:
     """The shared budget, for display: answers of 429 so far, the present hold, the present outage."""
-    from payout_pipeline.goldsky.pacing import StoreBusyError, is_kept, shared_status
+    from payout_pipeline.goldsky.pacing import is_kept, shared_status
     from payout_pipeline.goldsky.pacing import open_store as open_budget
 
     if not is_kept(runtime_dir=settings.runtime_dir, limiter_url=settings.limiter_url):
@@ -262,23 +260,17 @@ def _rate_limit(settings: Settings) -> dict[str, Any]:
         limiter_url=settings.limiter_url.get_secret_value() if settings.limiter_url else None,
     )
     try:
-        for _ in range(20):
-            try:
-                shared = shared_status(budget)
-            except StoreBusyError:
-                time.sleep(0.005)
-                continue
-            return {
-                "answers_429": int(shared["answers_429"]),
-                "hold_seconds": round(float(shared["hold_seconds"]), 1),
-                "outage_seconds": round(float(shared["outage_seconds"]), 1),
-                "outage_message": str(shared["outage_message"]),
-            }
+        shared = shared_status(budget)
     except StorageError:
         return {}
     finally:
         budget.close()
-    return {}
+    return {
+        "answers_429": int(shared["answers_429"]),
+        "hold_seconds": round(float(shared["hold_seconds"]), 1),
+        "outage_seconds": round(float(shared["outage_seconds"]), 1),
+        "outage_message": str(shared["outage_message"]),
+    }
 
 
 def _counted(settings: Settings, store: Store, now: datetime, wait: float) -> dict[str, Any]:
@@ -301,8 +293,9 @@ def _counted(settings: Settings, store: Store, now: datetime, wait: float) -> di
 
 def _count(session: Session, settings: Settings) -> dict[str, Any]:
     from payout_pipeline.warehouse.identifiers import QualifiedName
-    from payout_pipeline.warehouse.schema import SOURCE, inspect_table
+    from payout_pipeline.warehouse.schema import inspect_table
     from payout_pipeline.warehouse.statements import statement
+    from payout_pipeline.warehouse.target import SOURCE
 
     found: dict[str, Any] = {"rows": 0}
     name = QualifiedName.parse(settings.target_table)

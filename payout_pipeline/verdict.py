@@ -30,7 +30,8 @@ class Verdict:
     """The outcome of one check.
 
     ``description`` is a sentence that carries the number; ``expected`` and ``actual`` are the same fact as data.
-    ``repair`` says what to do and is empty where the check passed.
+    ``repair`` says what to do and is empty where the check passed. ``nothing``: there was nothing to look at, and rightly so.
+    Numbers are finite: JSON knows no NaN.
     """
 
     check: str
@@ -43,3 +44,4 @@ class Verdict:
     sql: str = ""
     repair: str = ""
     facts: Mapping[str, Value] = field(default_factory=dict)
+    nothing: bool = False

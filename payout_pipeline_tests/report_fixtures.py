@@ -24,15 +24,15 @@ import pytest
 
 from payout_pipeline.checks import fetched, stored, view
 from payout_pipeline.checks.catalogue import FETCHED, STORED, VIEW
-from payout_pipeline.conditions import partition_key, read_conditions
+from payout_pipeline.chunks import Worklist, partition_key, read_worklist
+from payout_pipeline.ids import read_conditions
 from payout_pipeline.ingest import ingest_worker
-from payout_pipeline.ledger import DIRECTORY, Ledger, Pin, RunPlan, rows_from_answer
+from payout_pipeline.ledger import DIRECTORY, Ledger, Pin, SnapshotInfo, rows_from_answer, start_run
 from payout_pipeline.payouts import InvalidVector, Vector
 from payout_pipeline.settings import Settings, load_settings
 from payout_pipeline.truth import rebuild_truth
 from payout_pipeline.verdict import Verdict
 from payout_pipeline.warehouse.client import Warehouse
-from payout_pipeline.worklist import Worklist, read_worklist
 
 LOG = logging.getLogger("tests")
 IDS = 24
@@ -85,10 +85,15 @@ class House:
         with contextlib.closing(read_conditions(settings.condition_ids_file)) as file:
             chunk = file.chunk(worker, settings.workers)
             ledger = Ledger(settings.runtime_dir, partition_key(worker, settings.workers))
-            plan = RunPlan(settings.goldsky_endpoint, settings.goldsky_batch_size, "payouts", chunk=chunk)
-            running = ledger.start(plan)
-            if running.pin is None:
-                running.set_pin(pin)
+            plan = SnapshotInfo.planned(
+                ledger.partition,
+                chunk,
+                endpoint=settings.goldsky_endpoint,
+                batch_size=settings.goldsky_batch_size,
+                schema_kind="payouts",
+                pin=pin,
+            )
+            running = start_run(ledger, plan, chunk)
             for index in running.missing_batches:
                 running.write_batch(index, self._rows(running.ids_to_ask(index)))
             running.finish(stats or {})

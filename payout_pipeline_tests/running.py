@@ -96,6 +96,11 @@ class Place:
             check=False,
         )
 
+    def execute(self, statement: str) -> None:
+        """A statement without a result, as somebody else would run it."""
+        done = self.run("sql", statement)
+        assert done.returncode == 0, done.stdout
+
     def query(self, statement: str) -> list[dict[str, Any]]:
         """Rows of ``payout-pipeline sql``."""
         return [json.loads(line) for line in self._sql(statement).splitlines() if line]
@@ -142,3 +147,17 @@ def as_counter(vectors: Vectors, ids: Iterable[str] | None = None) -> Counter[tu
     """The truth in the form of :meth:`Place.stored`."""
     chosen = vectors if ids is None else {i: vectors[i] for i in ids if i in vectors}
     return Counter({(condition_id, *vector): 1 for condition_id, vector in chosen.items()})
+
+
+def prepare_pnl(place: Place, conditions: Path) -> None:
+    """The user's tables with trades and a P&L view, as the demo has them; in a process of its own, as chDB is one a process."""
+    script = (
+        "import sys; from pathlib import Path; from payout_pipeline.settings import load_settings\n"
+        "from payout_pipeline.warehouse.client import Warehouse; from payout_pipeline.warehouse.demo import create_demo_pnl\n"
+        "settings = load_settings()\n"
+        "with Warehouse.from_settings(settings).session('test') as session:\n"
+        "    create_demo_pnl(session, settings, Path(sys.argv[1]))\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", script, str(conditions)], env=place.environment, cwd=place.directory, check=True
+    )

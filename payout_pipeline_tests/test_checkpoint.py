@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 import re
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -14,11 +14,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from payout_pipeline.checkpoint import (
+from payout_pipeline.chunks import prefix_range
+from payout_pipeline.errors import StorageError
+from payout_pipeline.ledger import STATUSES, Pin, SnapshotInfo
+from payout_pipeline.ledger.checkpoint import (
     BatchProgress,
     Checkpoint,
     CheckpointWriter,
-    ProgressFile,
     checkpoint_name,
     iso_time,
     progress_name,
@@ -26,24 +28,39 @@ from payout_pipeline.checkpoint import (
     read_progress,
     worker_of_name,
     write_checkpoint,
+    write_complete,
 )
-from payout_pipeline.errors import StorageError
-from payout_pipeline.ledger import STATUSES, Pin
 from payout_pipeline.storage import Store, open_store
+from payout_pipeline_tests.ledger_fixtures import make_chunk
 
 _NUMBERS = itertools.count()
 START = "2025-11-09T10:30:00.000Z"
 
 
+INFO = SnapshotInfo.planned(
+    "worker_2_of_4",
+    make_chunk(["0" * 64]),
+    endpoint="http://goldsky/gn",
+    batch_size=1000,
+    schema_kind="payouts",
+    pin=Pin(block_number=80_000_000, deployment="QmOne"),
+)
+
+
 @dataclass
-class Totals:
+class Run:
+    """How far a run is."""
+
+    info: SnapshotInfo = INFO
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STATUSES, 0))
     batches_done: int = 0
     last_batch_index: int = -1
+    batch_count: int = 43
+    ids_total: int = 42_612
 
-
-def totals(batches: int, last: int, **counts: int) -> Totals:
-    return Totals({**dict.fromkeys(STATUSES, 0), **counts}, batches, last)
+    def stands(self, batches: int, last: int, **counts: int) -> None:
+        self.batches_done, self.last_batch_index = batches, last
+        self.counts = {**dict.fromkeys(STATUSES, 0), **counts}
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -53,21 +70,16 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     return open_store(f"memory://checkpoints-{os.getpid()}-{next(_NUMBERS)}")
 
 
-def writer(store: Store, **changes: object) -> CheckpointWriter:
-    clock = itertools.count()
-    begin = datetime(2025, 11, 9, 11, 15, tzinfo=timezone.utc)
-    options: dict[str, object] = {
-        "worker": 2,
-        "partition": "worker_2_of_4",
-        "fingerprint": "f" * 64,
-        "ids": 42_612,
-        "batches": 43,
-        "start_time": START,
-        "pin": Pin(block_number=80_000_000, deployment="QmOne"),
-        "now": lambda: begin + timedelta(milliseconds=1500 * next(clock)),
-        **changes,
-    }
-    return CheckpointWriter(store, **options)  # type: ignore[arg-type]
+def writer(store: Store, run: Run, interval: int = 10) -> CheckpointWriter:
+    ticks = itertools.count()
+    first = datetime(2025, 11, 9, 11, 15, tzinfo=timezone.utc)
+    return CheckpointWriter(
+        store,
+        2,
+        run,  # type: ignore[arg-type]
+        interval=interval,
+        clock=lambda: first + timedelta(milliseconds=1500 * next(ticks)),
+    )
 
 
 CHECKPOINT = Checkpoint(
@@ -140,20 +152,26 @@ def test_names_and_times_are_the_guides() -> None:
 # ---------------------------------------------------------------------------------------------------- the writer
 
 
+def line(index: int) -> BatchProgress:
+    return BatchProgress(
+        timestamp="2025-11-09T11:15:00.000Z", worker=2, batch_index=index, ids_in_batch=1000, payouts_found=700,
+        duration_ms=612, total_processed=1000, total_found=700, attempts=1,
+    )  # fmt: skip
+
+
 def test_every_batch_is_a_line_and_every_tenth_a_checkpoint(store: Store) -> None:
-    under_test = writer(store)
+    run = Run()
+    under_test = writer(store, run)
     refreshed = []
     for index in range(12):
-        done = totals(index + 1, index, resolved=700 * (index + 1), absent=300 * (index + 1))
-        refreshed.append(
-            under_test.batch_done(index, ids=1000, found=700, duration_seconds=0.6125, attempts=1, totals=done)
-        )
-    under_test.save(done)
+        run.stands(index + 1, index, resolved=700 * (index + 1), absent=300 * (index + 1))
+        refreshed.append(under_test.batch_done(index, ids=1000, found=700, seconds=0.6125, attempts=1))
+    under_test.save()
 
     assert refreshed == [False] * 9 + [True] + [False] * 2
     lines = read_progress(store, 2)
-    assert lines[0] == BatchProgress("2025-11-09T11:15:00.000Z", 2, 0, 1000, 700, 612, 1000, 700, 1)
-    assert [(line.batch_index, line.total_processed, line.total_found) for line in lines] == [
+    assert lines[0] == line(0)
+    assert [(one.batch_index, one.total_processed, one.total_found) for one in lines] == [
         (index, 1000 * (index + 1), 700 * (index + 1)) for index in range(12)
     ]
     first = json.loads(store.read(progress_name(2)).splitlines()[0])
@@ -165,14 +183,14 @@ def test_every_batch_is_a_line_and_every_tenth_a_checkpoint(store: Store) -> Non
     assert found is not None
     assert (found.batches_processed, found.last_batch_index, found.ids_processed) == (12, 11, 12_000)
     assert (found.payouts_found, found.errors, found.state) == (8400, 0, "running")
+    assert (found.partition, found.block_number, found.deployment) == ("worker_2_of_4", 80_000_000, "QmOne")
 
 
 def test_batches_out_of_order_are_counted_and_the_unbroken_row_is_named(store: Store) -> None:
-    under_test = writer(store, interval=1)
+    run = Run()
+    run.stands(3, 1, resolved=4, failed=3, invalid=2)
 
-    under_test.batch_done(
-        5, ids=10, found=4, duration_seconds=1, attempts=2, totals=totals(3, 1, resolved=4, failed=3, invalid=2)
-    )
+    writer(store, run, interval=1).batch_done(5, ids=10, found=4, seconds=1, attempts=2)
 
     found = read_checkpoint(store, 2, pytest.fail)
     assert found is not None
@@ -180,33 +198,48 @@ def test_batches_out_of_order_are_counted_and_the_unbroken_row_is_named(store: S
 
 
 def test_a_complete_run_says_so_and_a_scan_has_no_number_of_ids(store: Store) -> None:
-    writer(store, ids=None, batches=64).save(totals(64, 63, resolved=99_999), complete=True)
+    scan = SnapshotInfo.planned(
+        "worker_2_of_4", prefix_range(2, 4), endpoint="x", batch_size=1, schema_kind="payouts", pin=INFO.pin
+    )
+    counts = {**dict.fromkeys(STATUSES, 0), "resolved": 99_999}
+    finished = {"counts": counts, "ids": 99_999, "batches": 64, "finished_at": scan.started_at}
 
-    found = read_checkpoint(store, 2, pytest.fail)
-    assert found is not None
-    assert (found.state, found.ids, found.ids_processed) == ("complete", None, 99_999)
+    for info, ids in ((scan, None), (INFO, 99_999)):
+        write_complete(store, 2, info.model_copy(update=finished))
+
+        found = read_checkpoint(store, 2, pytest.fail)
+        assert found is not None
+        assert (found.state, found.ids, found.ids_processed) == ("complete", ids, 99_999)
+        assert (found.batches_processed, found.last_batch_index, found.batches) == (64, 63, 64)
 
 
-def test_a_new_snapshot_begins_a_new_progress_file(store: Store) -> None:
-    under_test = writer(store, interval=1)
-    under_test.batch_done(0, ids=1, found=1, duration_seconds=0, attempts=1, totals=totals(1, 0, resolved=1))
-    under_test.start_progress_anew()
+def test_a_new_snapshot_begins_a_new_progress_file_and_a_resumed_one_does_not(store: Store) -> None:
+    run = Run()
+    run.stands(1, 0, resolved=1)
+    writer(store, run).batch_done(0, ids=1, found=1, seconds=0, attempts=1)
+    under_test = writer(store, run, interval=1)
+    under_test.begin()
+    under_test.batch_done(1, ids=1, found=1, seconds=0, attempts=1)
+    assert [one.batch_index for one in read_progress(store, 2)] == ([0, 1] if store.is_local else [1])
+
+    run.stands(0, -1)
+    under_test = writer(store, run, interval=1)
+    under_test.begin()
     assert read_progress(store, 2) == []
-    under_test.batch_done(7, ids=1, found=1, duration_seconds=0, attempts=1, totals=totals(1, -1, resolved=1))
-
-    assert [line.batch_index for line in read_progress(store, 2)] == [7]
+    under_test.batch_done(7, ids=1, found=1, seconds=0, attempts=1)
+    assert [one.batch_index for one in read_progress(store, 2)] == [7]
 
 
 def test_a_torn_line_is_ended_and_costs_no_other(tmp_path: Path) -> None:
     store = open_store(tmp_path)
-    line = BatchProgress(START, 2, 0, 1000, 700, 600, 1000, 700, 1)
-    ProgressFile(store, 2).append(line)
+    run = Run()
+    writer(store, run).batch_done(0, ids=1, found=1, seconds=0, attempts=1)
     path = tmp_path / progress_name(2)
     path.write_bytes(path.read_bytes() + b'{"timestamp": "2025-11-0')
 
-    after = ProgressFile(store, 2)
-    after.append(replace(line, batch_index=1))
-    after.append(replace(line, batch_index=2))
+    after = writer(store, run)
+    after.batch_done(1, ids=1, found=1, seconds=0, attempts=1)
+    after.batch_done(2, ids=1, found=1, seconds=0, attempts=1)
 
     assert [found.batch_index for found in read_progress(store, 2)] == [0, 1, 2]
     assert path.read_bytes().endswith(b"\n")
@@ -215,11 +248,10 @@ def test_a_torn_line_is_ended_and_costs_no_other(tmp_path: Path) -> None:
 
 def test_only_the_last_lines_are_read(tmp_path: Path) -> None:
     store = open_store(tmp_path)
-    progress = ProgressFile(store, 2)
     for index in range(300):
-        progress.append(BatchProgress(START, 2, index, 1000, 700, 600, 1000, 700, 1))
+        store.append(progress_name(2), line(index).model_dump_json().encode() + b"\n")
 
-    assert [line.batch_index for line in read_progress(store, 2, last=3)] == [297, 298, 299]
+    assert [one.batch_index for one in read_progress(store, 2, last=3)] == [297, 298, 299]
 
 
 def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +263,7 @@ def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr("payout_pipeline.storage.os.fsync", full)
     with pytest.raises(StorageError, match=r"worker2\.checkpoint\.json: No space left"):
-        write_checkpoint(store, replace(CHECKPOINT, batches_processed=26))
+        write_checkpoint(store, CHECKPOINT.model_copy(update={"batches_processed": 26}))
     monkeypatch.undo()
 
     assert read_checkpoint(store, 2, pytest.fail) == CHECKPOINT
@@ -239,11 +271,12 @@ def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 # ---------------------------------------------------------------------------------------------- what is not believed
 
-GOOD = json.loads(CHECKPOINT.to_json())
+TEXT = CHECKPOINT.model_dump_json(by_alias=True)
+GOOD = json.loads(TEXT)
 
 DAMAGED: dict[str, bytes] = {
     "empty": b"",
-    "truncated": CHECKPOINT.to_json().encode()[:200],
+    "truncated": TEXT.encode()[:200],
     "random bytes": bytes(range(256)),
     "zero bytes": bytes(400),
     "a list": b"[]",
@@ -312,7 +345,7 @@ json_values = st.recursive(
         st.dictionaries(st.sampled_from(sorted(GOOD)), json_values, max_size=4).map(
             lambda changes: json.dumps({**GOOD, **changes}).encode()
         ),
-        st.integers(0, len(CHECKPOINT.to_json()) - 2).map(lambda cut: CHECKPOINT.to_json().encode()[:cut]),
+        st.integers(0, len(TEXT) - 2).map(lambda cut: TEXT.encode()[:cut]),
     )
 )
 def test_whatever_is_in_the_file_is_a_sensible_checkpoint_or_none(tmp_path: Path, content: bytes) -> None:
@@ -325,7 +358,7 @@ def test_whatever_is_in_the_file_is_a_sensible_checkpoint_or_none(tmp_path: Path
         assert 0 <= found.last_batch_index + 1 <= found.batches_processed <= found.batches
         assert sum(found.counts.values()) == found.ids_processed
         assert found.ids is None or found.ids_processed <= found.ids
-        assert Checkpoint.from_json(found.to_json()) == found
+        assert Checkpoint.model_validate_json(found.model_dump_json(by_alias=True)) == found
 
 
 @st.composite
@@ -357,15 +390,15 @@ def checkpoints(draw: st.DrawFn) -> Checkpoint:
 
 @given(checkpoints())
 def test_any_checkpoint_survives_its_file(checkpoint: Checkpoint) -> None:
-    assert Checkpoint.from_json(checkpoint.to_json()) == checkpoint
+    assert Checkpoint.model_validate_json(checkpoint.model_dump_json(by_alias=True)) == checkpoint
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.binary(max_size=60) | st.just(b"good"), max_size=12))
 def test_strange_lines_of_progress_cost_no_other(tmp_path: Path, lines: list[bytes]) -> None:
-    good = BatchProgress(START, 2, 3, 1000, 700, 600, 1000, 700, 1)
-    text = json.dumps({item.name: getattr(good, item.name) for item in fields(good)}).encode()
+    good = line(3)
+    text = good.model_dump_json().encode()
     store = open_store(tmp_path)
-    store.write(progress_name(2), b"\n".join(text if line == b"good" else line.replace(b"\n", b"?") for line in lines))
+    store.write(progress_name(2), b"\n".join(text if one == b"good" else one.replace(b"\n", b"?") for one in lines))
 
     assert read_progress(store, 2) == [good] * lines.count(b"good")

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from payout_pipeline.chunks import read_worklist
 from payout_pipeline.commands.doctor import doctor_command
 from payout_pipeline.doctor import MAX_REQUESTS, Finding, examine
 from payout_pipeline.doctor.machine import estimated_requests, rate_floor
@@ -22,7 +23,6 @@ from payout_pipeline.goldsky.pacing import open_store, shared_status
 from payout_pipeline.settings import Settings, load_settings
 from payout_pipeline.subgraph.chain import Chain
 from payout_pipeline.subgraph.server import SubgraphConfig, SubgraphServer
-from payout_pipeline.worklist import read_worklist
 from payout_pipeline_tests.report_fixtures import (  # noqa: F401 - fixtures
     House,
     condition,

@@ -12,9 +12,10 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -22,22 +23,20 @@ from hypothesis import strategies as st
 
 from payout_pipeline.errors import StorageError
 from payout_pipeline.goldsky import pacing
-from payout_pipeline.goldsky.pacing import (
-    Pacer,
-    Rules,
-    SharedState,
-    SQLiteStore,
-    StoppedError,
+from payout_pipeline.goldsky.pacing import Pacer, StoppedError, shared_status
+from payout_pipeline.goldsky.rate_limit import (
+    Budget,
+    SharedBudget,
     admit,
     budget_key,
+    describe,
     finish,
     hold,
-    look_for_the_dead,
+    owner,
     owner_is_dead,
-    release_the_dead,
-    shared_status,
 )
 from payout_pipeline.settings import RateLimit
+from payout_pipeline.shared_store import Edit, SharedStore, T
 from payout_pipeline.subgraph.generate import GeneratedData, generate
 from payout_pipeline.subgraph.log import max_in_window
 from payout_pipeline.subgraph.server import SubgraphConfig, SubgraphServer
@@ -50,168 +49,152 @@ def limit(requests: int, seconds: float) -> RateLimit:
 # --- the rules, on a clock of our own -------------------------------------------------------------------------------
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 2**32), requests=st.integers(1, 12), workers=st.integers(1, 20))
-def test_whenever_the_server_counts_a_request_no_window_has_too_many(
-    tmp_path_factory: pytest.TempPathFactory, seed: int, requests: int, workers: int
-) -> None:
+def test_whenever_the_server_counts_a_request_no_window_has_too_many(seed: int, requests: int, workers: int) -> None:
     """Requests take from 0 to 3 windows, and the server counts each at any moment between sending and answer."""
-    dice, window = random.Random(seed), 1000
-    clock = 1_000_000
-    path = tmp_path_factory.mktemp("rate") / "rate.sqlite"
-    rules = Rules.of(limit(requests, window / 1000))
-    store = SQLiteStore(path, "k", rules, clock=lambda: clock)
+    dice, window, now = random.Random(seed), 1000, 1_000_000
+    budget = Memory(limit(requests, window / 1000))
     counted: list[int] = []
-    events = [(clock + dice.randrange(50), number, "ask", "") for number in range(workers)]
+    events = [(now + dice.randrange(50), number, "ask", "") for number in range(workers)]
     heapq.heapify(events)
     serial = workers
     while events and len(counted) < requests * 6:
-        clock, worker, what, name = heapq.heappop(events)
+        now, worker, what, name = heapq.heappop(events)
         serial += 1
         if what == "ask":
-            name = f"m:{worker}:s:{serial}"
-            with store.transaction() as tx:
-                admission = admit(tx, rules, name, lease_ms=3_100)
-            if admission.granted:
-                ends = clock + dice.choice((0, dice.randrange(30), dice.randrange(900), dice.randrange(3_000)))
-                counted.append(dice.randint(clock, ends))
+            name = f"m:{worker}:{serial}"
+            refusal = budget.at(now, admit, budget.limit, name, 3_100)
+            if refusal is None:
+                ends = now + dice.choice((0, dice.randrange(30), dice.randrange(900), dice.randrange(3_000)))
+                counted.append(dice.randint(now, ends))
                 heapq.heappush(events, (ends, worker, "end", name))
             else:
-                heapq.heappush(events, (clock + max(1, round(admission.wait_seconds * 1000)), worker, "ask", ""))
+                heapq.heappush(events, (now + max(1, round(refusal.wait_seconds * 1000)), worker, "ask", ""))
         else:
-            with store.transaction() as tx:
-                finish(tx, name, answered=True, solo=False)
-            heapq.heappush(events, (clock, worker, "ask", ""))
-    store.close()
+            if dice.random() < 0.9:  # of the others it is never told that they have ended
+                budget.at(now, finish, budget.limit, name)
+            heapq.heappush(events, (now, worker, "ask", ""))
     assert len(counted) >= requests
     assert max_in_window(counted, window + 1) <= requests  # closed at both ends
 
 
-def _store(tmp_path: Path, requests: int, seconds: float, clock: list[int]) -> tuple[SQLiteStore, Rules]:
-    rules = Rules.of(limit(requests, seconds))
-    return SQLiteStore(tmp_path / "rate.sqlite", "k", rules, clock=lambda: clock[0]), rules
+class Memory(SharedStore):
+    """A budget in a variable, at the times that the test says."""
+
+    where = "memory"
+
+    def __init__(self, rate: RateLimit) -> None:
+        self.text: str | None = None
+        self.now = 0
+        self.budget = SharedBudget(self, "http://x/y", rate)
+        self.limit = self.budget.limit
+
+    def edit(self, key: str, edit: Edit[T]) -> T:
+        self.text, result = edit(self.text, self.now)
+        return result
+
+    def close(self) -> None:
+        pass
+
+    def at(self, now: int, action: Callable[..., T], *arguments: Any) -> T:
+        self.now = now
+        return self.budget.change(lambda budget, now: action(budget, now, *arguments))
 
 
-def test_the_whole_window_is_used_in_a_burst_once_it_is_known(tmp_path: Path) -> None:
-    clock = [10_000_000]
-    store, rules = _store(tmp_path, 50, 10, clock)
-
-    def burst() -> int:
-        granted = 0
-        while True:
-            with store.transaction() as tx:
-                admission = admit(tx, rules, f"r{clock[0]}-{granted}", 1000)
-                if not admission.granted:
-                    assert admission.reason in ("window", "pace")
-                    if admission.reason == "window":
-                        return granted
-                    clock[0] += max(1, round(admission.wait_seconds * 1000))
-                    continue
-                finish(tx, f"r{clock[0]}-{granted}", answered=True)
-                granted += 1
-
-    started = clock[0]
-    assert burst() == 50
-    assert clock[0] - started <= 50 * 26  # careful: 25 ms apart, because nothing was known of the server's window
-    clock[0] = started + 12_100
-    before = clock[0]
-    assert burst() == 50
-    assert clock[0] == before  # all at once
-    clock[0] += 20_041  # nothing is known of so long a pause
-    before = clock[0]
-    assert burst() == 50
-    assert clock[0] > before + 49 * 25
+def burst(budget: Memory, now: int) -> tuple[int, int]:
+    """How many of 60 requests that end at once are admitted without a long wait, and when that is over."""
+    for granted in range(60):
+        while (refusal := budget.at(now, admit, budget.limit, f"{now}-{granted}", 1000)) is not None:
+            if refusal.wait_seconds >= 1:
+                return granted, now
+            now += max(1, round(refusal.wait_seconds * 1000))
+        budget.at(now, finish, budget.limit, f"{now}-{granted}")
+    return 60, now
 
 
-def test_a_refused_request_learns_when_the_next_place_is_free_and_not_later(tmp_path: Path) -> None:
-    clock = [10_000_000]
-    store, rules = _store(tmp_path, 2, 1, clock)
-    with store.transaction() as tx:
-        assert admit(tx, rules, "a", 1000).granted
-        clock[0] += 200
-        assert admit(tx, rules, "b", 1000).granted
-        clock[0] += 200
-        finish(tx, "a", answered=True)
-        finish(tx, "b", answered=True)
-    with store.transaction() as tx:
-        admission = admit(tx, rules, "c", 1000)
-        assert (admission.granted, admission.reason) == (False, "window")
-        assert admission.wait_seconds == pytest.approx(1.021, abs=0.002)
-    clock[0] += round(admission.wait_seconds * 1000)
-    with store.transaction() as tx:
-        assert admit(tx, rules, "c", 1000).granted
+def test_the_whole_window_is_used_within_an_eighth_of_it_and_again_one_window_later() -> None:
+    budget, started = Memory(limit(50, 10)), 10_000_000
+    granted, now = burst(budget, started)
+    # 25 ms apart: where somebody else has used the server's window, a 429 stops everybody while few are under way.
+    assert (granted, now - started) == (50, 49 * 25)
+    refusal = budget.at(now, admit, budget.limit, "next", 1000)
+    assert refusal is not None
+    assert refusal.wait_seconds == pytest.approx(10.02 - (now - started) / 1000, abs=0.11)
+    granted, now = burst(budget, started + 11_500)
+    assert (granted, now - started) == (50, 11_500 + 49 * 25)
 
 
-def test_a_request_in_flight_keeps_its_place_however_long_it_takes(tmp_path: Path) -> None:
-    clock = [10_000_000]
-    store, rules = _store(tmp_path, 1, 1, clock)
-    with store.transaction() as tx:
-        assert admit(tx, rules, "slow", 60_000).granted
-    clock[0] += 30_000
-    with store.transaction() as tx:
-        admission = admit(tx, rules, "next", 60_000)
-        assert not admission.granted
-        assert admission.wait_seconds <= 1.1  # it may end at any moment: look again one window later
+def test_a_refused_request_learns_when_the_next_place_is_free_and_not_much_later() -> None:
+    budget, now = Memory(limit(2, 1)), 10_000_000
+    assert budget.at(now, admit, budget.limit, "a", 1000) is None
+    assert budget.at(now + 200, admit, budget.limit, "b", 1000) is None
+    budget.at(now + 400, finish, budget.limit, "a")
+    budget.at(now + 400, finish, budget.limit, "b")
+    refusal = budget.at(now + 400, admit, budget.limit, "c", 1000)
+    assert refusal is not None
+    assert refusal.reason == "window"
+    assert refusal.wait_seconds == pytest.approx(1.021, abs=0.011)
+    assert budget.at(now + 400 + round(refusal.wait_seconds * 1000), admit, budget.limit, "c", 1000) is None
 
 
-def test_after_a_429_one_request_goes_alone_and_the_others_follow_its_answer(tmp_path: Path) -> None:
-    clock = [10_000_000]
-    store, rules = _store(tmp_path, 50, 10, clock)
-    with store.transaction() as tx:
-        assert hold(tx, 12.0, "asked to") == 1
-        assert admit(tx, rules, "early", 5000).reason == "asked to"
-    clock[0] += 12_001
-    with store.transaction() as tx:
-        first = admit(tx, rules, "first", 5000)
-        assert (first.granted, first.solo) == (True, True)
-        clock[0] += 500
-        assert not admit(tx, rules, "second", 5000).granted
-        finish(tx, "first", answered=True)
-        assert admit(tx, rules, "second", 5000).granted
-        clock[0] += 1
-        assert admit(tx, rules, "third", 5000).reason == "pace"
+def test_a_request_in_flight_keeps_its_place_however_long_it_takes() -> None:
+    budget, now = Memory(limit(1, 1)), 10_000_000
+    assert budget.at(now, admit, budget.limit, "slow", 60_000) is None
+    refusal = budget.at(now + 30_000, admit, budget.limit, "next", 60_000)
+    assert refusal is not None
+    assert refusal.wait_seconds <= 1.1  # it may end at any moment: look again one window later
 
 
-def test_a_lonely_request_that_dies_hands_its_part_to_the_next(tmp_path: Path) -> None:
-    clock = [10_000_000]
-    store, rules = _store(tmp_path, 50, 10, clock)
-    with store.transaction() as tx:
-        hold(tx, 1.0, "asked to")
-    clock[0] += 1_002
-    with store.transaction() as tx:
-        assert admit(tx, rules, "first", 5000).solo
-        finish(tx, "first", answered=False)
-        clock[0] += 100
-        assert admit(tx, rules, "second", 5000).solo
+def test_a_lease_that_ran_out_counts_for_one_more_window() -> None:
+    budget, now = Memory(limit(1, 1)), 10_000_000
+    assert budget.at(now, admit, budget.limit, "never heard of again", 5_000) is None
+    assert budget.at(now + 5_900, admit, budget.limit, "next", 5_000) is not None
+    assert budget.at(now + 6_100, admit, budget.limit, "next", 5_000) is None
 
 
-def test_after_a_restart_of_the_machine_all_that_was_sent_counts_as_sent_now(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = [900_000_000]
-    store, rules = _store(tmp_path, 2, 10, clock)
-    with store.transaction() as tx:
-        admit(tx, rules, "a", 1000)
-        clock[0] += 2_000
-        admit(tx, rules, "b", 1000)
-        tx.restamp("a", clock[0])
-        tx.restamp("b", clock[0])
-    store.close()
-    monkeypatch.setattr(pacing, "boot_id", lambda: "another")
-    clock[0] = 5_000  # the monotonic clock began again
-    with store.transaction() as tx:
-        assert admit(tx, rules, "c", 1000).reason == "window"
-    clock[0] += 10_021
-    with store.transaction() as tx:
-        assert admit(tx, rules, "c", 1000).granted
+def test_after_a_429_nobody_is_admitted_until_the_hold_is_over() -> None:
+    budget, now = Memory(limit(50, 10)), 10_000_000
+    assert budget.at(now, hold, 12.0, "asked to") == 1
+    assert budget.at(now + 5, hold, 3.0, "a shorter one") == 2
+    refusal = budget.at(now + 11_000, admit, budget.limit, "early", 5000)
+    assert refusal is not None
+    assert (refusal.reason, refusal.wait_seconds) == ("asked to", pytest.approx(1.001))
+    assert budget.at(now + 12_002, admit, budget.limit, "first", 5000) is None
 
 
-def test_state_of_another_version_or_shape_is_read_as_far_as_it_fits() -> None:
-    assert SharedState.from_json('{"hold_until": 5, "unknown": null, "hold_reason": 7}') == SharedState(hold_until=5)
-    for broken in (None, "", "{", "[]", "null", '{"hold_until": "x"}'):
-        assert SharedState.from_json(broken) == SharedState()
-    full = SharedState(hold_until=3, hold_reason="r", solo_pending=True, outage_message="m")
-    assert SharedState.from_json(full.to_json()) == full
+def test_after_a_restart_of_the_machine_all_that_was_sent_counts_as_sent_now() -> None:
+    budget, now = Memory(limit(2, 10)), 900_000_000
+    for name in ("a", "b"):
+        assert budget.at(now, admit, budget.limit, name, 1000) is None
+        budget.at(now, finish, budget.limit, name)
+        now += 2_000
+    now = 5_000  # the monotonic clock began again
+    refusal = budget.at(now, admit, budget.limit, "c", 1000)
+    assert refusal is not None
+    assert 8 < refusal.wait_seconds < 10.2
+    assert budget.at(now + 10_121, admit, budget.limit, "c", 1000) is None
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"ended": 1}', '{"ended": {}, "in_flight": 5}'])
+def test_a_budget_that_cannot_be_read_begins_anew_with_a_pause(text: str, caplog: pytest.LogCaptureFixture) -> None:
+    budget, now = Memory(limit(5, 1)), 10_000_000
+    budget.text = text
+    assert budget.at(now, admit, budget.limit, "a", 1000) is not None
+    assert "damaged" in caplog.text
+    assert budget.at(now + 1_021, admit, budget.limit, "a", 1000) is None
+
+
+def test_fields_of_another_version_are_left_out_and_the_size_does_not_grow_with_the_limit() -> None:
+    assert Budget.from_json('{"ended": {"7": 2}, "hold_until": 5, "unknown": null}') == Budget(
+        ended={7: 2}, hold_until=5
+    )
+    budget, now = Memory(limit(100_000, 10)), 10_000_000
+    for number in range(3_000):
+        budget.at(now + number, admit, budget.limit, f"{number}", 1000)
+        budget.at(now + number, finish, budget.limit, f"{number}")
+    assert budget.at(now + 3_000, describe)["used"] == 3_000
+    assert len(budget.text or "") < 2_000
 
 
 def test_endpoints_have_budgets_of_their_own() -> None:
@@ -225,9 +208,7 @@ def test_a_runtime_directory_in_an_object_store_leaves_the_file_on_this_machine(
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     store = pacing.open_store("http://x/y", limit(5, 1), runtime_dir="s3://bucket/runtime")
-    with store.transaction() as tx:
-        tx.put("a", tx.now(), 100)
-    store.close()
+    assert shared_status(store)["used"] == 0
     assert [file.name for file in tmp_path.rglob("goldsky-rate.sqlite")] == ["goldsky-rate.sqlite"]
     (directory,) = tmp_path.iterdir()
     assert directory.stat().st_mode & 0o777 == 0o700
@@ -258,30 +239,6 @@ asyncio.run(main())
 """
 
 
-def test_of_several_workers_that_wait_for_the_window_the_first_goes_first(tmp_path: Path) -> None:
-    async def run() -> list[int]:
-        order: list[int] = []
-
-        async def worker(pacer: Pacer, number: int) -> None:
-            for _ in range(6):
-                async with pacer.slot():
-                    order.append(number)
-
-        pacers = [
-            Pacer(
-                SQLiteStore(tmp_path / "rate.sqlite", "k", Rules.of(limit(4, 0.4))), limit(4, 0.4), request_timeout=1,
-                precedence=number,
-            )
-            for number in (2, 1, 0)
-        ]  # fmt: skip
-        await asyncio.gather(*(worker(pacer, 2 - n) for n, pacer in enumerate(pacers)))
-        return order
-
-    order = asyncio.run(run())
-    ends = [max(n for n, who in enumerate(order) if who == number) for number in (0, 1, 2)]
-    assert ends == sorted(ends), order
-
-
 def test_the_places_of_a_killed_process_are_held_for_one_window_and_not_for_its_timeout(tmp_path: Path) -> None:
     child = subprocess.Popen([sys.executable, "-c", _HOLD_PLACES, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
@@ -299,56 +256,17 @@ def test_the_places_of_a_killed_process_are_held_for_one_window_and_not_for_its_
 
     asyncio.run(asyncio.wait_for(ask(), 10))
     waited = time.monotonic() - killed
-    assert pacer.stats.released_dead == 3
     assert 1.0 <= waited < 4.0
 
 
-def test_who_looks_before_anything_else_stamps_the_places_of_the_dead_with_that_moment(tmp_path: Path) -> None:
-    def looked() -> int:
-        return look_for_the_dead("http://x/y", limit(3, 1), runtime_dir=tmp_path)
-
-    assert looked() == 0
-    assert not list(tmp_path.iterdir())  # nothing was sent from here, and nothing is made
-    child = subprocess.Popen([sys.executable, "-c", _HOLD_PLACES, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    assert child.stdout is not None
-    assert child.stdout.readline() == "holding\n"
-    assert looked() == 0  # it lives
-    child.kill()
-    child.wait()
-    assert looked() == 3
-    stamped = time.monotonic()
-    assert looked() == 0
-    pacer = Pacer.open("http://x/y", limit(3, 1), runtime_dir=tmp_path, request_timeout=60)
-    status = shared_status(pacer.store)
-    assert (status["used"], status["in_flight"]) == (3, 0)
-    time.sleep(0.6)  # what a command takes until its first request
-
-    async def ask() -> None:
-        async with pacer.slot():
-            pass
-
-    asyncio.run(asyncio.wait_for(ask(), 10))
-    assert 1.0 <= time.monotonic() - stamped < 1.5  # one window from the look on, not from the first request on
-    assert pacer.stats.released_dead == 0
-
-
-def test_who_looks_first_leaves_a_busy_file_to_those_who_wait(tmp_path: Path) -> None:
-    pacer = Pacer.open("http://x/y", limit(3, 1), runtime_dir=tmp_path, request_timeout=60)
-    with pacer.store.transaction():
-        assert look_for_the_dead("http://x/y", limit(3, 1), runtime_dir=tmp_path) == 0
-
-
-def test_a_living_process_is_not_taken_for_dead(tmp_path: Path) -> None:
-    name = f"{pacing._owner(os.getpid())}:1-x"
-    assert not owner_is_dead(name)
-    machine, pid, start = name.split(":")[:3]
-    assert owner_is_dead(f"{machine}:{pid}:{int(start or 0) + 1}:1-x")  # the number was given to another process
-    assert not owner_is_dead(f"{'0' * 12}:{pid}:{start}:1-x")  # another machine's processes cannot be seen from here
+def test_a_living_process_is_not_taken_for_dead() -> None:
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    done.wait()
+    machine = owner().partition(":")[0]
+    assert not owner_is_dead(f"{owner()}x")
+    assert owner_is_dead(f"{machine}:{done.pid}:x")
+    assert not owner_is_dead(f"{'0' * 12}:{done.pid}:x")  # another machine's processes cannot be seen from here
     assert not owner_is_dead("anything")
-    store = SQLiteStore(tmp_path / "rate.sqlite", "k", Rules.of(limit(5, 1)))
-    with store.transaction() as tx:
-        tx.put(name, tx.now(), 5_000)
-        assert release_the_dead(tx) == 0
 
 
 def test_a_damaged_file_is_set_aside_said_and_followed_by_a_pause(
@@ -507,7 +425,6 @@ def test_waits_are_told_and_counted(tmp_path: Path) -> None:
     assert told[0][0] == "window"
     assert 0.4 < told[0][1] < 0.6
     assert pacer.stats.waits == 1
-    assert pacer.stats.requests == 2
 
 
 # --- against a server that counts -----------------------------------------------------------------------------------
@@ -530,7 +447,7 @@ async def main():
                 answer = await client.fetch_batch(ids, pin)
                 assert not answer.failed, answer.failed
         await asyncio.gather(*[worker() for _ in range(int(concurrent))])
-    print(json.dumps({"requests": pacer.stats.requests, "answers_429": pacer.stats.answers_429}))
+    print(json.dumps({"answers_429": pacer.stats.answers_429}))
 asyncio.run(main())
 """
 

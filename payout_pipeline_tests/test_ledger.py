@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import itertools
@@ -11,14 +10,12 @@ import os
 import random
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -27,7 +24,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from payout_pipeline.conditions import Chunk, IdSpool, pack_ids, prefix_range
+from payout_pipeline.chunks import Chunk, PrefixRange, prefix_range
 from payout_pipeline.errors import LedgerError, StorageError
 from payout_pipeline.ledger import (
     STATUSES,
@@ -35,16 +32,16 @@ from payout_pipeline.ledger import (
     Ledger,
     Pin,
     RunningLedger,
-    RunPlan,
-    accounting,
+    SnapshotInfo,
     ledger_schema,
     rows_from_answer,
+    start_run,
 )
 from payout_pipeline.ledger import files as ledger_files
-from payout_pipeline.ledger import running as running_ledger
-from payout_pipeline.ledger.rows import packed_column
+from payout_pipeline.ledger.accounting import account
 from payout_pipeline.payouts import InvalidVector, Vector, parse_payouts
-from payout_pipeline.storage import LocalStore, Store, open_store
+from payout_pipeline.storage import Store, open_store
+from payout_pipeline_tests.ledger_fixtures import make_chunk
 
 NOW = datetime(2025, 11, 9, 10, 30, 0, 123000, tzinfo=timezone.utc)
 PIN = Pin(block_number=1000, deployment="QmOne", head_number=1250)
@@ -55,13 +52,6 @@ _NUMBERS = itertools.count()
 
 def make_ids(count: int, salt: str = "") -> list[str]:
     return [hashlib.sha256(f"{salt}{number}".encode()).hexdigest() for number in range(count)]
-
-
-def make_chunk(ids: list[str]) -> Chunk:
-    spool = IdSpool()
-    spool.extend(pack_ids(ids))
-    spool.flush()
-    return Chunk(spool, 0, len(ids), hashlib.sha256(pack_ids(ids)).hexdigest())
 
 
 def truth(condition_id: str, resolved_later: bool = False) -> tuple[str, str | None]:
@@ -98,18 +88,25 @@ def stored(ledger: Ledger) -> Counter[tuple[str, str, str | None]]:
     )
 
 
-def plan(chunk: Chunk, /, **changes: Any) -> RunPlan:
-    return replace(RunPlan(endpoint="http://goldsky/gn", batch_size=5, schema_kind="payouts", chunk=chunk), **changes)
+def planned(ids: Chunk | PrefixRange, **changes: Any) -> SnapshotInfo:
+    facts = {"endpoint": "http://goldsky/gn", "batch_size": 5, "schema_kind": "payouts", "pin": PIN}
+    return SnapshotInfo.planned(PARTITION, ids, **(facts | changes))
 
 
-def run(ledger: Ledger, the_plan: RunPlan, pin: Pin = PIN, later: bool = False) -> RunningLedger:
-    running = ledger.start(the_plan)
-    if running.pin is None:
-        running.set_pin(pin)
+def begin(ledger: Ledger, ids: Chunk | PrefixRange, **changes: Any) -> RunningLedger:
+    return start_run(ledger, planned(ids, **changes).model_copy(update={"partition": ledger.partition}), ids)
+
+
+def run(ledger: Ledger, ids: Chunk, later: bool = False, **changes: Any) -> RunningLedger:
+    running = begin(ledger, ids, **changes)
     for index in running.missing_batches:
-        running.write_batch(index, answer(running.ids_to_ask(index), later, block=pin.block_number))
+        running.write_batch(index, answer(running.ids_to_ask(index), later, block=running.pin.block_number))
     running.finish()
     return running
+
+
+def on_disk(running: RunningLedger) -> set[int]:
+    return set(range(running.batch_count)) - set(running.missing_batches)
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -126,8 +123,7 @@ def test_a_finished_run_has_each_id_once_with_all_that_is_known_of_it(store: Sto
     ids = make_ids(23)
     chunk = make_chunk(ids)
     ledger = Ledger(store, PARTITION)
-    running = ledger.start(plan(chunk))
-    running.set_pin(PIN)
+    running = begin(ledger, chunk)
     assert (running.batch_count, running.missing_batches) == (5, [0, 1, 2, 3, 4])
     assert running.ids_to_ask(4) == ids[20:]
 
@@ -141,7 +137,6 @@ def test_a_finished_run_has_each_id_once_with_all_that_is_known_of_it(store: Sto
     assert (info.ids, info.payouts_found, info.errors) == (23, counts["resolved"], counts["invalid"])
     assert (info.pin, info.stats, info.carried, info.batches) == (PIN, {"requests": 5}, 0, 5)
     assert ledger.finished() == info
-    assert ledger.running() is None
     assert ledger.verify(chunk) == Accounting(23, 23, 0, 0, 0, info.counts)
     assert ledger.verify(chunk).closes
     assert store.names(ledger.prefix) == ["ledger.parquet"]
@@ -178,12 +173,11 @@ def test_rows_carry_the_vector_in_lowest_terms_and_null_where_nothing_applies() 
 def test_the_directory_is_read_by_pandas_each_id_once_also_while_a_run_is_going(tmp_path: Path) -> None:
     ids = make_ids(12)
     ledger = Ledger(tmp_path, PARTITION)
-    run(ledger, plan(make_chunk(ids)))
-    second = ledger.start(plan(make_chunk(ids)))
-    second.set_pin(PIN)
+    run(ledger, make_chunk(ids))
+    second = begin(ledger, make_chunk(ids))
     second.write_batch(0, answer(second.ids_to_ask(0)))
     (tmp_path / "goldsky_payouts" / PARTITION / "_running" / "batch-00077.parquet").write_bytes(b"junk")
-    ledger.start(plan(make_chunk(ids)))
+    begin(ledger, make_chunk(ids))
 
     frame = pd.read_parquet(tmp_path / "goldsky_payouts" / PARTITION)
 
@@ -195,8 +189,7 @@ def test_large_vectors_stay_exact_on_disk(tmp_path: Path) -> None:
     ids = make_ids(1)
     vector = Vector((2**64 - 2, 1), 2**64 - 1)
     ledger = Ledger(tmp_path, PARTITION)
-    running = ledger.start(plan(make_chunk(ids)))
-    running.set_pin(PIN)
+    running = begin(ledger, make_chunk(ids))
     running.write_batch(0, rows_from_answer(ids, {ids[0]: vector}, raw={}, block_number=1, fetched_at=NOW))
     running.finish()
 
@@ -209,7 +202,7 @@ def test_an_empty_chunk_finishes_with_no_rows(store: Store) -> None:
     ledger = Ledger(store, PARTITION)
     chunk = make_chunk([])
 
-    run(ledger, plan(chunk))
+    run(ledger, chunk)
 
     info = ledger.finished()
     assert info is not None
@@ -221,7 +214,7 @@ def test_an_empty_chunk_finishes_with_no_rows(store: Store) -> None:
 def test_columns_and_statuses_can_be_chosen(tmp_path: Path) -> None:
     ids = make_ids(30)
     ledger = Ledger(tmp_path, PARTITION)
-    run(ledger, plan(make_chunk(ids)))
+    run(ledger, make_chunk(ids))
 
     batches = list(ledger.read(["payout_denominator", "condition_id"], ["resolved"]))
 
@@ -238,22 +231,10 @@ def test_there_is_nothing_to_read_before_the_first_run(store: Store) -> None:
     ledger = Ledger(store, PARTITION)
 
     assert ledger.finished() is None
-    assert ledger.running() is None
     with pytest.raises(
         LedgerError, match="dagster asset materialize --select goldsky_payouts --partition worker_1_of_4"
     ):
         list(ledger.read())
-
-
-def test_many_batches_are_streamed_into_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running_ledger, "ROWS_IN_GROUP", 20)
-    ids = make_ids(103)
-    ledger = Ledger(tmp_path, PARTITION)
-
-    run(ledger, plan(make_chunk(ids)))
-
-    assert pq.ParquetFile(tmp_path / ledger.snapshot_key).num_row_groups == 6
-    assert stored(ledger) == expected(ids)
 
 
 class _Counted(io.FileIO):
@@ -275,12 +256,11 @@ class _Counted(io.FileIO):
 def test_a_ledger_is_not_held_in_memory_as_a_whole_while_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(running_ledger, "ROWS_IN_GROUP", 1_000)  # as it is written
-    monkeypatch.setattr(ledger_files, "ROWS_IN_GROUP", 1_000)  # and as it is read
+    monkeypatch.setattr(ledger_files, "_ROWS_AT_ONCE", 1_000)
     ids = make_ids(20_000)
     ledger = Ledger(tmp_path, PARTITION)
-    run(ledger, plan(make_chunk(ids), batch_size=5_000))
-    path = tmp_path / ledger.snapshot_key
+    run(ledger, make_chunk(ids), batch_size=1_000)
+    path = tmp_path / ledger.key("ledger.parquet")
     file = _Counted(path)
     monkeypatch.setattr(ledger.store, "reading", lambda _: file)
 
@@ -324,10 +304,10 @@ def _rows(**changes: Any) -> pa.Table:
         (_rows(status="unresolved"), "payout_numerators has to be there"),
         (_rows(payout_denominator=2), "do not sum"),
         (_rows(payout_numerators=[0, 0], payout_denominator=0), "do not sum"),
-        (_rows(payout_numerators=[2**64 - 1, 2], payout_denominator=1), "sum to more than"),
-        (_rows(payout_numerators=[2**63, 2**63], payout_denominator=1), "sum to more than"),
-        (_rows(payout_numerators=[]), "a vector is empty"),
-        (_rows(payout_numerators=[None, 1]), "a numerator is null"),
+        (_rows(payout_numerators=[2**64 - 1, 2], payout_denominator=1), "do not sum"),
+        (_rows(payout_numerators=[2**63, 2**63], payout_denominator=1), "do not sum"),
+        (_rows(payout_numerators=[]), "do not sum"),
+        (_rows(payout_numerators=[None, 1]), "do not sum"),
         (_rows(error="but"), "error has to be there"),
         (_rows(block_number=None), "block_number has to be there"),
         (_rows(fetched_at=None), "fetched_at has to be there"),
@@ -337,8 +317,7 @@ def _rows(**changes: Any) -> pa.Table:
 )
 def test_rows_that_cannot_be_the_answer_are_not_stored(tmp_path: Path, table: pa.Table, reason: str) -> None:
     ledger = Ledger(tmp_path, PARTITION)
-    running = ledger.start(plan(make_chunk(make_ids(1))))
-    running.set_pin(PIN)
+    running = begin(ledger, make_chunk(make_ids(1)))
 
     with pytest.raises(LedgerError, match=reason):
         running.write_batch(0, table)
@@ -347,23 +326,9 @@ def test_rows_that_cannot_be_the_answer_are_not_stored(tmp_path: Path, table: pa
     assert ledger.store.names(f"{ledger.prefix}/_running") == ["run.json"]
 
 
-def test_a_batch_needs_a_pin_a_place_and_is_written_once(tmp_path: Path) -> None:
-    running = Ledger(tmp_path, PARTITION).start(plan(make_chunk(make_ids(5))))
-    with pytest.raises(LedgerError, match="no pin"):
-        running.write_batch(0, answer(make_ids(5)))
-    running.set_pin(PIN)
-    with pytest.raises(LedgerError, match="no batch 1"):
-        running.write_batch(1, answer(make_ids(5)))
-    running.write_batch(0, answer(make_ids(5)))
-    with pytest.raises(LedgerError, match="finished already"):
-        running.write_batch(0, answer(make_ids(5)))
-    assert running.ids_to_ask(0) == []
-
-
 def test_a_run_with_missing_batches_cannot_be_finished(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, PARTITION)
-    running = ledger.start(plan(make_chunk(make_ids(12))))
-    running.set_pin(PIN)
+    running = begin(ledger, make_chunk(make_ids(12)))
     running.write_batch(1, answer(running.ids_to_ask(1)))
 
     with pytest.raises(LedgerError, match=r"2 of 3 batches are missing \(first: \[0, 2\]\)"):
@@ -372,39 +337,23 @@ def test_a_run_with_missing_batches_cannot_be_finished(tmp_path: Path) -> None:
     assert ledger.finished() is None
 
 
-def test_a_run_has_one_pin(tmp_path: Path) -> None:
-    chunk = make_chunk(make_ids(5))
-    ledger = Ledger(tmp_path, PARTITION)
-    ledger.start(plan(chunk)).set_pin(PIN)
-
-    resumed = ledger.start(plan(chunk))
-
-    assert resumed.pin == PIN
-    assert resumed.set_pin(PIN)
-    with pytest.raises(LedgerError, match="pinned to block 1000 already"):
-        resumed.set_pin(replace(PIN, block_number=1001))
-
-
 # ---------------------------------------------------------------------------------------------------- resuming
 
 
 def test_a_resumed_run_asks_what_is_missing_and_nothing_else(store: Store) -> None:
     ids = make_ids(23)
     ledger = Ledger(store, PARTITION)
-    first = ledger.start(plan(make_chunk(ids)))
-    first.set_pin(PIN)
+    first = begin(ledger, make_chunk(ids))
     for index in (0, 1, 3):
         first.write_batch(index, answer(first.ids_to_ask(index)))
-    info = ledger.running()
-    assert info is not None
-    assert (info.run_id, info.batches, info.batches_written, info.pin) == (first.run_id, 5, 3, PIN)
 
     said: list[str] = []
-    second = Ledger(store, PARTITION, said.append).start(plan(make_chunk(ids)))
+    second = begin(Ledger(store, PARTITION, said.append), make_chunk(ids), pin=replace(PIN, block_number=1001))
+    assert second.pin == PIN
 
-    assert second.run_id == first.run_id
-    assert second.started_at == first.started_at
-    assert (second.missing_batches, second.finished_batches, second.last_batch_index) == ([2, 4], {0, 1, 3}, 1)
+    assert second.info.snapshot_id == first.info.snapshot_id
+    assert second.info.started_at == first.info.started_at
+    assert (second.missing_batches, on_disk(second), second.last_batch_index) == ([2, 4], {0, 1, 3}, 1)
     assert second.counts == first.counts
     assert any("15 of 23 ids are on disk" in line for line in said)
     for index in second.missing_batches:
@@ -416,21 +365,19 @@ def test_a_resumed_run_asks_what_is_missing_and_nothing_else(store: Store) -> No
 def test_failed_ids_are_asked_again_after_an_interruption_and_their_neighbours_are_not(tmp_path: Path) -> None:
     ids = make_ids(12)
     ledger = Ledger(tmp_path, PARTITION)
-    first = ledger.start(plan(make_chunk(ids)))
-    first.set_pin(PIN)
+    first = begin(ledger, make_chunk(ids))
     broken = frozenset([ids[1], ids[3], *ids[5:10]])
     for index in first.missing_batches:
         first.write_batch(index, answer(first.ids_to_ask(index), failing=broken))
     assert first.counts["failed"] == 7
 
-    second = ledger.start(plan(make_chunk(ids)))
+    second = begin(ledger, make_chunk(ids))
 
     assert second.missing_batches == [0, 1]
-    assert second.counts["failed"] == 0
-    assert sum(second.counts.values()) == 5
+    assert second.counts == first.counts
     assert (second.ids_to_ask(0), second.ids_to_ask(1)) == ([ids[1], ids[3]], ids[5:10])
-    with pytest.raises(LedgerError, match="are not the 2 asked"):
-        second.write_batch(0, answer(ids[:5]))
+    with pytest.raises(LedgerError, match="ids of another batch"):
+        second.write_batch(0, answer(ids[5:6]))
     second.write_batch(0, answer([ids[1], ids[3]], failing=frozenset([ids[3]])))
     second.write_batch(1, answer(ids[5:10]))
     assert second.counts["failed"] == 1
@@ -443,11 +390,13 @@ def test_failed_ids_are_asked_again_after_an_interruption_and_their_neighbours_a
 
 
 CHANGES = {
-    "ids": {"chunk": make_chunk(make_ids(12, "other"))},
+    "ids": {"ids": make_chunk(make_ids(12, "other"))},
     "endpoint": {"endpoint": "http://elsewhere/gn"},
     "batch size": {"batch_size": 4},
     "schema": {"schema_kind": "numerators"},
     "refetch": {"refetch": "unresolved"},
+    "deployment": {"pin": replace(PIN, deployment="QmTwo")},
+    "a head that went back": {"pin": replace(PIN, block_number=700, head_number=950)},
 }
 
 
@@ -456,14 +405,13 @@ def test_a_run_of_another_plan_is_set_aside_loudly_and_never_mixed_in(tmp_path: 
     chunk = make_chunk(make_ids(12))
     said: list[str] = []
     ledger = Ledger(tmp_path, PARTITION, said.append)
-    first = ledger.start(plan(chunk))
-    first.set_pin(PIN)
+    first = begin(ledger, chunk)
     first.write_batch(0, answer(first.ids_to_ask(0)))
 
-    second = ledger.start(plan(chunk, **change))
+    second = begin(ledger, **({"ids": chunk} | change))
 
-    assert second.run_id != first.run_id
-    assert second.finished_batches == set()
+    assert second.info.snapshot_id != first.info.snapshot_id
+    assert on_disk(second) == set()
     assert any("SET ASIDE _running" in line for line in said)
     aside = tmp_path / ledger.prefix / "_aside"
     assert [path.name.split("-")[0] for path in aside.iterdir()] == ["_running.superseded"]
@@ -472,7 +420,7 @@ def test_a_run_of_another_plan_is_set_aside_loudly_and_never_mixed_in(tmp_path: 
 def test_no_more_than_five_things_are_kept_aside(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, PARTITION)
     for size in range(1, 10):
-        ledger.start(plan(make_chunk(make_ids(12)), batch_size=size))
+        begin(ledger, make_chunk(make_ids(12)), batch_size=size)
 
     assert len(list((tmp_path / ledger.prefix / "_aside").iterdir())) == 5
 
@@ -480,31 +428,14 @@ def test_no_more_than_five_things_are_kept_aside(tmp_path: Path) -> None:
 def test_a_discarded_run_is_begun_anew(tmp_path: Path) -> None:
     chunk = make_chunk(make_ids(12))
     ledger = Ledger(tmp_path, PARTITION)
-    first = ledger.start(plan(chunk))
-    first.set_pin(PIN)
+    first = begin(ledger, chunk)
     first.write_batch(0, answer(first.ids_to_ask(0)))
 
     first.discard()
-    second = ledger.start(plan(chunk))
+    second = begin(ledger, chunk)
 
-    assert (second.pin, second.finished_batches) == (None, set())
-    assert second.run_id != first.run_id
-
-
-def test_a_finished_snapshot_is_followed_by_a_new_one_unless_it_was_not_delivered(tmp_path: Path) -> None:
-    chunk = make_chunk(make_ids(12))
-    ledger = Ledger(tmp_path, PARTITION)
-    first = run(ledger, plan(chunk))
-
-    again = ledger.start(plan(chunk), reuse_finished=True)
-    assert (again.complete, again.missing_batches, again.run_id, again.pin) == (True, [], first.run_id, PIN)
-    assert again.finish() == ledger.finished()
-    assert again.counts == first.counts
-
-    other = ledger.start(plan(chunk, endpoint="http://elsewhere"), reuse_finished=True)
-    assert not other.complete
-    new = ledger.start(plan(chunk))
-    assert (new.complete, len(new.missing_batches)) == (False, 3)
+    assert on_disk(second) == set()
+    assert second.info.snapshot_id != first.info.snapshot_id
 
 
 # -------------------------------------------------------------------------------------------------- refreshing
@@ -514,11 +445,10 @@ def test_a_refresh_asks_only_what_is_not_resolved_yet(store: Store) -> None:
     ids = make_ids(60)
     chunk = make_chunk(ids)
     ledger = Ledger(store, PARTITION)
-    first = run(ledger, plan(chunk))
+    first = run(ledger, chunk)
     open_ids = [one for one in ids if truth(one)[0] != "resolved"]
 
-    running = ledger.start(plan(chunk, refetch="unresolved"))
-    assert running.set_pin(replace(PIN, block_number=2000))
+    running = begin(ledger, chunk, refetch="unresolved", pin=replace(PIN, block_number=2000, head_number=2250))
     asked = [one for index in running.missing_batches for one in running.ids_to_ask(index)]
     assert asked == open_ids
     assert running.carried == first.counts["resolved"]
@@ -538,13 +468,12 @@ def test_an_interrupted_refresh_is_gone_on_with(tmp_path: Path) -> None:
     ids = make_ids(60)
     chunk = make_chunk(ids)
     ledger = Ledger(tmp_path, PARTITION)
-    run(ledger, plan(chunk))
-    first = ledger.start(plan(chunk, refetch="unresolved"))
-    first.set_pin(PIN)
+    run(ledger, chunk)
+    first = begin(ledger, chunk, refetch="unresolved")
     first.write_batch(2, answer(first.ids_to_ask(2), later=True))
 
-    second = ledger.start(plan(chunk, refetch="unresolved"))
-    assert (second.run_id, second.finished_batches) == (first.run_id, {2})
+    second = begin(ledger, chunk, refetch="unresolved")
+    assert (second.info.snapshot_id, on_disk(second)) == (first.info.snapshot_id, {2})
     for index in second.missing_batches:
         second.write_batch(index, answer(second.ids_to_ask(index), later=True))
     second.finish()
@@ -557,16 +486,15 @@ def test_a_refresh_of_another_deployment_asks_everything(tmp_path: Path) -> None
     chunk = make_chunk(ids)
     said: list[str] = []
     ledger = Ledger(tmp_path, PARTITION, said.append)
-    run(ledger, plan(chunk))
-    moved = replace(PIN, deployment="QmTwo", block_number=5000)
+    run(ledger, chunk)
+    moved = replace(PIN, deployment="QmTwo", block_number=5000, head_number=5250)
 
-    running = ledger.start(plan(chunk, refetch="unresolved"))
-    assert not running.set_pin(moved)
+    running = begin(ledger, chunk, refetch="unresolved", pin=moved)
     assert (running.carried, len(running.missing_batches), sum(running.counts.values())) == (0, 6, 0)
     assert any("deployment changed" in line for line in said)
     running.write_batch(0, answer(running.ids_to_ask(0), block=5000))
-    resumed = ledger.start(plan(chunk, refetch="unresolved"))
-    assert resumed.finished_batches == {0}
+    resumed = begin(ledger, chunk, refetch="unresolved", pin=moved)
+    assert on_disk(resumed) == {0}
     for index in resumed.missing_batches:
         resumed.write_batch(index, answer(resumed.ids_to_ask(index), block=5000))
     info = resumed.finish()
@@ -580,9 +508,9 @@ def test_a_refresh_of_another_deployment_asks_everything(tmp_path: Path) -> None
 )
 def test_a_refresh_of_something_else_asks_everything(tmp_path: Path, change: dict[str, Any]) -> None:
     ledger = Ledger(tmp_path, PARTITION)
-    run(ledger, plan(make_chunk(make_ids(12))))
+    run(ledger, make_chunk(make_ids(12)))
 
-    running = ledger.start(plan(make_chunk(make_ids(12)), refetch="unresolved", **{**change}))
+    running = begin(ledger, **({"ids": make_chunk(make_ids(12)), "refetch": "unresolved"} | change))
 
     assert (running.carried, len(running.missing_batches)) == (0, 3)
 
@@ -591,9 +519,9 @@ def test_a_refresh_with_nothing_open_asks_nothing(tmp_path: Path) -> None:
     ids = [one for one in make_ids(60) if truth(one)[0] == "resolved"]
     chunk = make_chunk(ids)
     ledger = Ledger(tmp_path, PARTITION)
-    run(ledger, plan(chunk))
+    run(ledger, chunk)
 
-    second = run(ledger, plan(chunk, refetch="unresolved"))
+    second = run(ledger, chunk, refetch="unresolved")
 
     assert second.batch_count == 0
     assert stored(ledger) == expected(ids)
@@ -604,28 +532,27 @@ def test_a_damaged_snapshot_is_not_carried_over(tmp_path: Path) -> None:
     chunk = make_chunk(ids)
     said: list[str] = []
     ledger = Ledger(tmp_path, PARTITION, said.append)
-    run(ledger, plan(chunk))
-    damage(tmp_path / ledger.snapshot_key, 5000)
+    run(ledger, chunk)
+    damage(tmp_path / ledger.key("ledger.parquet"), 5000)
 
-    second = run(ledger, plan(chunk, refetch="unresolved"))
+    second = run(ledger, chunk, refetch="unresolved")
 
     assert second.carried == 0
     assert stored(ledger) == expected(ids)
     assert any("SET ASIDE ledger.parquet" in line for line in said)
 
 
-def test_a_snapshot_damaged_during_a_refresh_is_asked_anew(tmp_path: Path) -> None:
+def test_a_refresh_that_has_begun_does_not_need_the_former_snapshot_any_more(tmp_path: Path) -> None:
     ids = make_ids(200)
     chunk = make_chunk(ids)
     ledger = Ledger(tmp_path, PARTITION)
-    run(ledger, plan(chunk))
-    first = ledger.start(plan(chunk, refetch="unresolved"))
-    first.set_pin(PIN)
-    damage(tmp_path / ledger.snapshot_key, 5000)
+    run(ledger, chunk)
+    first = begin(ledger, chunk, refetch="unresolved")
+    damage(tmp_path / ledger.key("ledger.parquet"), 5000)
 
-    second = run(ledger, plan(chunk, refetch="unresolved"))
+    second = run(ledger, chunk, refetch="unresolved")
 
-    assert second.run_id != first.run_id
+    assert second.info.snapshot_id == first.info.snapshot_id
     assert stored(ledger) == expected(ids)
 
 
@@ -645,8 +572,7 @@ def test_a_damaged_or_foreign_batch_is_set_aside_and_asked_again(tmp_path: Path)
     ledger = Ledger(tmp_path, PARTITION, said.append)
     other = Ledger(tmp_path, "worker_2_of_4")
     for each in (ledger, other):
-        running = each.start(plan(make_chunk(ids)))
-        running.set_pin(PIN)
+        running = begin(each, make_chunk(ids))
         for index in running.missing_batches:
             running.write_batch(index, answer(running.ids_to_ask(index)))
     directory = tmp_path / ledger.prefix / "_running"
@@ -660,7 +586,7 @@ def test_a_damaged_or_foreign_batch_is_set_aside_and_asked_again(tmp_path: Path)
     (directory / "notes.txt").write_text("?")
     (directory / "batch-00099.parquet").write_bytes((directory / "batch-00005.parquet").read_bytes())
 
-    resumed = ledger.start(plan(make_chunk(ids)))
+    resumed = begin(ledger, make_chunk(ids))
 
     assert resumed.missing_batches == [0, 1, 2, 3, 4, 6]
     assert sum("SET ASIDE" in line for line in said) == 8
@@ -673,8 +599,7 @@ def test_a_damaged_or_foreign_batch_is_set_aside_and_asked_again(tmp_path: Path)
 def test_a_batch_damaged_after_it_was_written_stops_the_finish_and_is_asked_again(tmp_path: Path) -> None:
     ids = make_ids(40)
     ledger = Ledger(tmp_path, PARTITION)
-    running = ledger.start(plan(make_chunk(ids)))
-    running.set_pin(PIN)
+    running = begin(ledger, make_chunk(ids))
     for index in running.missing_batches:
         running.write_batch(index, answer(running.ids_to_ask(index)))
     damage(tmp_path / ledger.prefix / "_running" / "batch-00003.parquet", 200)
@@ -683,7 +608,7 @@ def test_a_batch_damaged_after_it_was_written_stops_the_finish_and_is_asked_agai
         running.finish()
 
     assert ledger.finished() is None
-    resumed = ledger.start(plan(make_chunk(ids)))
+    resumed = begin(ledger, make_chunk(ids))
     assert resumed.missing_batches == [3]
     resumed.write_batch(3, answer(resumed.ids_to_ask(3)))
     resumed.finish()
@@ -694,29 +619,27 @@ def test_a_batch_damaged_after_it_was_written_stops_the_finish_and_is_asked_agai
 def test_lost_facts_of_a_run_are_made_again_from_its_batches(tmp_path: Path, content: bytes | None) -> None:
     ids = make_ids(12)
     ledger = Ledger(tmp_path, PARTITION)
-    first = ledger.start(plan(make_chunk(ids)))
-    first.set_pin(PIN)
+    first = begin(ledger, make_chunk(ids))
     first.write_batch(1, answer(first.ids_to_ask(1)))
     facts = tmp_path / ledger.prefix / "_running" / "run.json"
     facts.unlink() if content is None else facts.write_bytes(content)
 
-    second = ledger.start(plan(make_chunk(ids)))
+    second = begin(ledger, make_chunk(ids))
 
-    assert (second.run_id, second.pin, second.finished_batches) == (first.run_id, PIN, {1})
+    assert (second.info.snapshot_id, second.pin, on_disk(second)) == (first.info.snapshot_id, PIN, {1})
 
 
-@pytest.mark.parametrize("field", ["version", "ids", "batches", "carried", "run_id", "pin", "fingerprint"])
+@pytest.mark.parametrize("field", ["version", "batch_size", "refetch", "snapshot_id", "pin", "fingerprint", "mode"])
 @pytest.mark.parametrize("value", [None, -1, 10**30, "x", [], {}, True, 1.5])
 def test_strange_facts_of_a_run_never_skip_an_id(tmp_path: Path, field: str, value: object) -> None:
     ids = make_ids(12)
     ledger = Ledger(tmp_path, PARTITION)
-    first = ledger.start(plan(make_chunk(ids)))
-    first.set_pin(PIN)
+    first = begin(ledger, make_chunk(ids))
     first.write_batch(1, answer(first.ids_to_ask(1)))
     facts = tmp_path / ledger.prefix / "_running" / "run.json"
     facts.write_text(json.dumps({**json.loads(facts.read_text()), field: value}))
 
-    run(ledger, plan(make_chunk(ids)))
+    run(ledger, make_chunk(ids))
 
     assert stored(ledger) == expected(ids)
 
@@ -726,14 +649,14 @@ def test_a_damaged_snapshot_is_said_and_asked_anew(tmp_path: Path, content: byte
     ids = make_ids(12)
     said: list[str] = []
     ledger = Ledger(tmp_path, PARTITION, said.append)
-    run(ledger, plan(make_chunk(ids)))
-    (tmp_path / ledger.snapshot_key).write_bytes(content)
+    run(ledger, make_chunk(ids))
+    (tmp_path / ledger.key("ledger.parquet")).write_bytes(content)
 
     assert ledger.finished() is None
     assert "is damaged or no ledger" in said[-1]
     with pytest.raises(LedgerError, match="is damaged or no ledger"):
         list(ledger.read())
-    run(ledger, plan(make_chunk(ids)))
+    run(ledger, make_chunk(ids))
     assert stored(ledger) == expected(ids)
     kept = list((tmp_path / ledger.prefix / "_aside").iterdir())
     assert [path.name.split("-")[0] for path in kept] == ["ledger.parquet.corrupt"]
@@ -743,9 +666,9 @@ def test_a_damaged_snapshot_is_said_and_asked_anew(tmp_path: Path, content: byte
 def test_the_snapshot_of_another_partition_is_no_snapshot(tmp_path: Path) -> None:
     ids = make_ids(12)
     other = Ledger(tmp_path, "worker_2_of_4")
-    run(other, plan(make_chunk(ids)))
+    run(other, make_chunk(ids))
     ledger = Ledger(tmp_path, PARTITION)
-    ledger.store.write(ledger.snapshot_key, other.store.read(other.snapshot_key))
+    ledger.store.write(ledger.key("ledger.parquet"), other.store.read(other.key("ledger.parquet")))
 
     assert ledger.finished() is None
 
@@ -759,8 +682,7 @@ def test_no_change_of_bytes_on_disk_is_ever_believed(
     ids = make_ids(25)
     place = tmp_path / str(next(_NUMBERS))
     ledger = Ledger(place, PARTITION)
-    running = ledger.start(plan(make_chunk(ids)))
-    running.set_pin(PIN)
+    running = begin(ledger, make_chunk(ids))
     for index in (0, 1, 2):
         running.write_batch(index, answer(running.ids_to_ask(index)))
     directory = place / ledger.prefix / "_running"
@@ -779,36 +701,10 @@ def test_no_change_of_bytes_on_disk_is_ever_believed(
         content = bytearray(data.draw(st.binary(max_size=200)))
     path.write_bytes(content)
 
-    run(ledger, plan(make_chunk(ids)))
+    run(ledger, make_chunk(ids))
 
     assert Counter(one for one, _, _ in stored(ledger)) == Counter(ids)
     assert stored(ledger) == expected(ids)
-
-
-_IDS = st.sampled_from(make_ids(4))
-
-
-@given(
-    before=st.lists(_IDS, max_size=3),
-    column=st.lists(
-        st.one_of(
-            _IDS, _IDS, _IDS.map(str.upper), _IDS.map(lambda i: i[:-1] + "g"), st.sampled_from(["", "0x"]), st.none()
-        ),
-        max_size=5,
-    ),
-    cut=st.booleans(),
-)
-@example(before=[], column=["0" * 63, "0" * 65], cut=False)  # as many digits as two ids have
-@example(before=["0" * 64], column=["é" * 32], cut=True)  # as many bytes
-def test_ids_are_packed_or_named_as_odd_wherever_their_column_begins(
-    before: list[str], column: list[str | None], cut: bool
-) -> None:
-    array: Any = pa.array([*before, *column], pa.string()).slice(len(before))
-    packed, odd = packed_column(pa.chunked_array([array[:2], array[2:]]) if cut else array)
-
-    good = [i for i in column if i is not None and len(i) == 64 and set(i) <= set("0123456789abcdef")]
-    assert packed == pack_ids(good)
-    assert odd == [str(i) for i in column if i not in good]
 
 
 # ------------------------------------------------------------------------------------------------- accounting
@@ -817,7 +713,7 @@ def test_ids_are_packed_or_named_as_odd_wherever_their_column_begins(
 def test_every_difference_between_ledger_and_input_is_counted_and_named(tmp_path: Path) -> None:
     ids = make_ids(30)
     ledger = Ledger(tmp_path, PARTITION)
-    run(ledger, plan(make_chunk(ids)))
+    run(ledger, make_chunk(ids))
     others = make_ids(3, "x")
 
     found = ledger.verify(make_chunk(ids[2:] + others))
@@ -831,23 +727,38 @@ def test_every_difference_between_ledger_and_input_is_counted_and_named(tmp_path
 @given(
     wanted=st.sets(st.integers(0, 12)),
     there=st.lists(st.integers(0, 12), max_size=25),
-    odd=st.lists(st.sampled_from(["", "zz", "0x12"]), max_size=2),
-    at_once=st.sampled_from([1, 4, 1 << 18]),
+    odd=st.lists(st.sampled_from(["", "zz", "0x12"]), max_size=2, unique=True),
 )
-def test_the_accounting_is_that_of_a_counter(wanted: set[int], there: list[int], odd: list[str], at_once: int) -> None:
+def test_the_accounting_is_that_of_a_counter(wanted: set[int], there: list[int], odd: list[str]) -> None:
     ids = make_ids(13)
     chunk = make_chunk([ids[number] for number in sorted(wanted)])
-    spool = make_chunk([ids[number] for number in there]).spool
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(accounting, "VERIFIED_AT_ONCE", at_once)
-        found = accounting.compare_ids(chunk, spool, odd, {})
+    rows = answer([ids[number] for number in there])
+    rows = pa.concat_tables([rows, answer(odd)]) if not odd else _with_ids(rows, odd)
+    found = account(chunk, rows.to_batches(), len(chunk.ids()))
 
     have = Counter(there)
+    assert found.rows == sum(found.counts.values()) == len(there) + len(odd)
     assert found.missing == len(wanted - set(have))
     assert found.extra == len(set(have) - wanted) + len(odd)
     assert found.duplicated == sum(count - 1 for count in have.values())
     assert set(found.missing_sample) == {ids[number] for number in wanted - set(have)}
     assert set(found.duplicated_sample) == {ids[number] for number, count in have.items() if count > 1}
+    assert found.closes == (have == Counter(wanted) and not odd)
+
+
+def _with_ids(rows: pa.Table, more: list[str]) -> pa.Table:
+    extra = answer(make_ids(len(more), "more")).set_column(0, ledger_schema().field(0), pa.array(more, pa.string()))
+    return pa.concat_tables([rows, extra])
+
+
+def test_a_scan_is_accounted_for_by_its_prefixes() -> None:
+    span = prefix_range(1, 2)
+    ids = make_ids(40)
+    inside = [one for one in ids if span.holds(one)]
+
+    found = account(span, answer([*ids, inside[0]]).to_batches(), 45)
+
+    assert (found.extra, found.duplicated, found.missing, found.expected) == (40 - len(inside), 1, 4, 45)
 
 
 # ----------------------------------------------------------------------------------------------------- crashes
@@ -857,7 +768,7 @@ class Crash(BaseException):
     """The process dies here, as far as the program can see."""
 
 
-class DyingStore(LocalStore):
+class DyingStore(Store):
     """Dies at the n-th change of the disk: before it, in the middle of it, or right after it."""
 
     def __init__(self, root: Path, after: int, how: str) -> None:
@@ -869,29 +780,17 @@ class DyingStore(LocalStore):
         self.left -= 1
         return self.left == 0
 
-    def write(self, key: str, data: bytes) -> None:
+    def write(self, key: str, data: bytes | memoryview) -> None:
         dies = self._step()
         if dies and self.how == "before":
             raise Crash
         if dies and self.how == "within":
             temporary = self._path(key)
             temporary.parent.mkdir(parents=True, exist_ok=True)
-            half = temporary.with_name(f".{temporary.name}.{host_name()}.{os.getpid()}.00000000-1.tmp")
+            half = temporary.with_name(f".{temporary.name}.{os.getpid()}.tmp")
             half.write_bytes(data[: len(data) // 2])
             raise Crash
         super().write(key, data)
-        if dies:
-            raise Crash
-
-    @contextlib.contextmanager
-    def writing(self, key: str) -> Iterator[IO[bytes]]:
-        dies = self._step()
-        if dies and self.how == "before":
-            raise Crash
-        with super().writing(key) as file:
-            yield file
-            if dies and self.how == "within":
-                raise Crash
         if dies:
             raise Crash
 
@@ -917,12 +816,6 @@ class DyingStore(LocalStore):
             raise Crash
 
 
-def host_name() -> str:
-    from payout_pipeline.storage import _host
-
-    return _host()
-
-
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     crashes=st.lists(
@@ -943,9 +836,9 @@ def test_a_death_at_any_change_of_the_disk_loses_nothing_and_asks_nothing_finish
     ids = make_ids(23)
     chunk = make_chunk(ids)
     place = tmp_path / str(next(_NUMBERS))
-    the_plan = plan(chunk, refetch="unresolved" if refresh else "all")
+    refetch = "unresolved" if refresh else "all"
     if refresh:
-        run(Ledger(place, PARTITION), plan(chunk))
+        run(Ledger(place, PARTITION), chunk)
     former = Ledger(place, PARTITION).finished()
     kept: set[str] = set()
     totals = [0]
@@ -954,11 +847,11 @@ def test_a_death_at_any_change_of_the_disk_loses_nothing_and_asks_nothing_finish
         ledger = Ledger(DyingStore(place, after, how), PARTITION)
         try:
             # The caller takes a snapshot which it has not seen delivered as its own.
-            finished = ledger.finished()
-            undelivered = finished is not None and finished != former
-            running = ledger.start(the_plan, reuse_finished=undelivered)
-            if not running.complete and running.pin is None:
-                running.set_pin(PIN)
+            done = ledger.finished()
+            if done is not None and done != former:
+                break
+            running = begin(ledger, chunk, refetch=refetch)
+            if not running.batches_done:
                 kept.clear()
             totals.append(sum(running.counts.values()))
             indices = running.missing_batches
@@ -979,17 +872,19 @@ def test_a_death_at_any_change_of_the_disk_loses_nothing_and_asks_nothing_finish
     assert ledger.finished() == done
     assert stored(ledger) == expected(ids, later=refresh)
     assert ledger.verify(chunk).closes
-    # What a death left over is gone after the next start.
-    ledger.start(the_plan, reuse_finished=True)
-    assert [name for name in ledger.store.names(ledger.prefix) if name != "_aside"] == ["ledger.parquet"]
+    # What a death left over is gone after the next run.
+    run(ledger, chunk)
+    names = {"ledger.parquet", "_aside", "_changes"}
+    assert set(ledger.store.names(ledger.prefix)) <= names
+    assert len(ledger.store.names(ledger.key("_changes"))) == 1
 
 
 _WORKER = """
 import hashlib, sys
 from datetime import datetime, timezone
 from pathlib import Path
-from payout_pipeline.conditions import read_conditions
-from payout_pipeline.ledger import Ledger, Pin, RunPlan, rows_from_answer
+from payout_pipeline.ids import read_conditions
+from payout_pipeline.ledger import Ledger, Pin, SnapshotInfo, rows_from_answer, start_run
 from payout_pipeline.payouts import Vector
 
 def answer(ids):
@@ -998,10 +893,15 @@ def answer(ids):
 
 chunk = read_conditions(Path(sys.argv[2])).chunk(1, 4)
 ledger = Ledger(Path(sys.argv[1]), "worker_1_of_4", lambda line: print("log", line, flush=True))
-plan = RunPlan(endpoint="http://goldsky/gn", batch_size=5, schema_kind="payouts", chunk=chunk)
-running = ledger.start(plan, reuse_finished=ledger.finished() is not None)
-if not running.complete and running.pin is None:
-    running.set_pin(Pin(block_number=1000, deployment="QmOne"))
+if ledger.finished() is not None:
+    print("ready 200", flush=True)
+    print("finished", flush=True)
+    sys.exit()
+pin = Pin(block_number=1000, deployment="QmOne")
+plan = SnapshotInfo.planned(
+    "worker_1_of_4", chunk, endpoint="http://goldsky/gn", batch_size=5, schema_kind="payouts", pin=pin
+)
+running = start_run(ledger, plan, chunk)
 print("ready", sum(running.counts.values()), flush=True)
 for index in running.missing_batches:
     print("ask", index, flush=True)
@@ -1042,7 +942,7 @@ def test_a_killed_process_is_followed_by_one_that_finishes_its_work(tmp_path: Pa
     assert totals == sorted(totals)
     assert process.returncode == 0
     assert stored(ledger) == Counter((condition_id, "resolved", None) for condition_id in ids[:200])
-    assert ledger.store.names(ledger.prefix) == ["ledger.parquet"]
+    assert set(ledger.store.names(ledger.prefix)) <= {"ledger.parquet", "_running"}
 
 
 # --------------------------------------------------------------------------------------------- full disk, threads
@@ -1051,8 +951,7 @@ def test_a_killed_process_is_followed_by_one_that_finishes_its_work(tmp_path: Pa
 def test_a_batch_that_does_not_fit_on_the_disk_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = make_ids(12)
     ledger = Ledger(tmp_path, PARTITION)
-    running = ledger.start(plan(make_chunk(ids)))
-    running.set_pin(PIN)
+    running = begin(ledger, make_chunk(ids))
     running.write_batch(0, answer(running.ids_to_ask(0)))
     real = os.fsync
 
@@ -1075,76 +974,31 @@ def test_a_batch_that_does_not_fit_on_the_disk_does_not_count(tmp_path: Path, mo
     assert stored(ledger) == expected(ids)
 
 
-def test_batches_are_written_from_several_threads(tmp_path: Path) -> None:
-    ids = make_ids(200)
-    ledger = Ledger(tmp_path, PARTITION)
-    running = ledger.start(plan(make_chunk(ids)))
-    running.set_pin(PIN)
-    queue = iter(running.missing_batches)
-    guard = threading.Lock()
-    faults: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            while True:
-                with guard:
-                    index = next(queue, None)
-                if index is None:
-                    return
-                running.write_batch(index, answer(running.ids_to_ask(index)))
-        except BaseException as error:
-            faults.append(error)
-
-    threads = [threading.Thread(target=work) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-    assert faults == []
-    assert running.last_batch_index == 39
-    assert running.finish().counts == running.counts
-    assert stored(ledger) == expected(ids)
-
-
 # --------------------------------------------------------------------------------------------------------- scans
 
 
-def test_a_scan_keeps_what_it_finds_and_resumes_by_its_notes(tmp_path: Path) -> None:
-    span = prefix_range(1, 2)
-    ids = sorted(one for one in make_ids(60) if span.holds(one) and truth(one)[0] == "resolved")
-    the_plan = RunPlan(endpoint="http://goldsky", batch_size=5, schema_kind="payouts", mode="scan", prefixes=span)
+def test_a_scan_keeps_what_it_finds_prefix_by_prefix_and_resumes(tmp_path: Path) -> None:
+    span = prefix_range(2, 64)
+    ids = sorted(one for one in make_ids(800) if span.holds(one) and truth(one)[0] == "resolved")
+    of_prefix = {prefix: [one for one in ids if one.startswith(prefix)] for prefix in span.prefixes}
     ledger = Ledger(tmp_path, PARTITION)
-    first = ledger.start(the_plan)
-    first.set_pin(PIN)
-    first.write_batch(0, answer(ids[:10]), note=ids[9])
-    with pytest.raises(LedgerError, match="outside of its range"):
-        first.write_batch(1, answer(["f" * 64]))
+    first = begin(ledger, span)
+    assert (first.batch_count, first.prefix(0), first.prefix(3)) == (4, "04", "07")
+    first.write_batch(1, answer(of_prefix["05"]))
+    with pytest.raises(LedgerError, match="outside of its prefix"):
+        first.write_batch(2, answer(of_prefix["07"]))
+    with pytest.raises(LedgerError, match="an id twice"):
+        first.write_batch(3, answer(of_prefix["07"] * 2))
 
-    second = ledger.start(the_plan)
-    assert (second.finished_batches, second.notes) == ({0}, {0: ids[9]})
-    second.write_batch(1, answer(ids[10:]))
+    second = begin(ledger, span)
+    assert second.missing_batches == [0, 2, 3]
+    for index in second.missing_batches:
+        second.write_batch(index, answer(of_prefix[second.prefix(index)]))
     info = second.finish()
 
     assert (info.mode, info.ids, info.counts["resolved"]) == ("scan", len(ids), len(ids))
     assert stored(ledger) == expected(ids)
-
-
-def test_a_scan_that_gave_an_id_twice_is_not_finished(tmp_path: Path) -> None:
-    ids = [one for one in make_ids(40) if truth(one)[0] == "resolved"]
-    the_plan = RunPlan(
-        endpoint="http://goldsky", batch_size=5, schema_kind="payouts", mode="scan", prefixes=prefix_range(1, 1)
-    )
-    ledger = Ledger(tmp_path, PARTITION)
-    running = ledger.start(the_plan)
-    running.set_pin(PIN)
-    running.write_batch(0, answer(ids[:5]))
-    running.write_batch(1, answer(ids[4:9]))
-
-    with pytest.raises(LedgerError, match="an id twice"):
-        running.finish()
-
-    assert ledger.finished() is None
+    assert ledger.verify(span).closes
 
 
 # ----------------------------------------------------------------------------------------------------- the rest
@@ -1152,19 +1006,19 @@ def test_a_scan_that_gave_an_id_twice_is_not_finished(tmp_path: Path) -> None:
 
 def test_the_fingerprint_is_of_everything_that_decides_what_is_asked() -> None:
     chunk = make_chunk(make_ids(12))
-    plans = [plan(chunk)] + [plan(chunk, **change) for name, change in CHANGES.items() if name != "refetch"]
+    decide = ("ids", "endpoint", "batch size", "schema")
+    plans = [planned(chunk)] + [planned(**({"ids": chunk} | CHANGES[name])) for name in decide]
 
     assert len({one.fingerprint for one in plans}) == 5
-    assert plan(chunk).fingerprint == plan(make_chunk(make_ids(12)), refetch="unresolved").fingerprint
+    assert planned(chunk).fingerprint == planned(make_chunk(make_ids(12)), refetch="unresolved").fingerprint
 
 
 def test_no_endpoint_is_written_down_since_it_may_carry_a_key(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, PARTITION)
     chunk = make_chunk(make_ids(12))
-    running = ledger.start(plan(chunk, endpoint="https://host/api/s3cr3t-k3y/gn"))
-    running.set_pin(PIN)
+    running = begin(ledger, chunk, endpoint="https://host/api/s3cr3t-k3y/gn")
     running.write_batch(0, answer(running.ids_to_ask(0)))
-    run(ledger, plan(chunk, endpoint="https://host/api/s3cr3t-k3y/gn"))
+    run(ledger, chunk, endpoint="https://host/api/s3cr3t-k3y/gn")
 
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or b"s3cr3t-k3y" not in path.read_bytes()
@@ -1172,7 +1026,7 @@ def test_no_endpoint_is_written_down_since_it_may_carry_a_key(tmp_path: Path) ->
 
 def test_removing_a_partition_leaves_the_others(tmp_path: Path) -> None:
     for partition in (PARTITION, "worker_2_of_4"):
-        run(Ledger(tmp_path, partition), plan(make_chunk(make_ids(12))))
+        run(Ledger(tmp_path, partition), make_chunk(make_ids(12)))
 
     Ledger(tmp_path, PARTITION).remove()
 
@@ -1184,7 +1038,7 @@ def test_a_worker_of_full_size_is_verified_in_time(tmp_path: Path) -> None:
     ids = make_ids(42_612)
     chunk = make_chunk(ids)
     ledger = Ledger(tmp_path, PARTITION)
-    run(ledger, plan(chunk, batch_size=1000))
+    run(ledger, chunk, batch_size=1000)
 
     started = time.process_time()
     found = ledger.verify(chunk)
@@ -1206,12 +1060,11 @@ def test_the_schema_is_what_a_parquet_reader_gets_back() -> None:
 
 def test_an_amended_row_replaces_its_former_one_and_survives_an_interruption(tmp_path):
     ids = make_ids(50)
-    plan = RunPlan(endpoint="http://x/gn", batch_size=10, schema_kind="payouts", chunk=make_chunk(ids))
+    chunk = make_chunk(ids)
     ledger = Ledger(tmp_path, PARTITION)
-    running = ledger.start(plan)
-    running.set_pin(PIN)
-    for batch in running.batches():
-        running.write_batch(batch.index, answer(running.ids_to_ask(batch.index)))
+    running = begin(ledger, chunk)
+    for index in running.missing_batches:
+        running.write_batch(index, answer(running.ids_to_ask(index)))
     absent = dict(running.ids_with_status("absent"))
     index = next(at for at, left_out in absent.items() if left_out)
     chosen = absent[index][:1]
@@ -1219,11 +1072,11 @@ def test_an_amended_row_replaces_its_former_one_and_survives_an_interruption(tmp
     later = rows_from_answer(
         chosen, {chosen[0]: parse_payouts(["1", "0"])}, raw={chosen[0]: RAW[1]}, block_number=1000, fetched_at=NOW
     )
-    running.amend(index, later)
+    running.write_batch(index, later)
     expected = {**before, "absent": before["absent"] - 1, "resolved": before["resolved"] + 1}
     assert running.counts == expected
-    assert chosen[0] not in dict(running.ids_with_status("absent"))[index]
-    again = Ledger(tmp_path, PARTITION).start(plan)
+    assert chosen[0] not in dict(running.ids_with_status("absent")).get(index, [])
+    again = begin(Ledger(tmp_path, PARTITION), chunk)
     assert dict(again.ids_with_status("absent")) == dict(running.ids_with_status("absent")), "read, as remembered"
     assert again.counts == expected
     assert again.missing_batches == []
@@ -1235,14 +1088,13 @@ def test_an_amended_row_replaces_its_former_one_and_survives_an_interruption(tmp
 
 def test_rows_of_another_batch_are_not_taken_as_an_amendment(tmp_path):
     ids = make_ids(20)
-    plan = RunPlan(endpoint="http://x/gn", batch_size=10, schema_kind="payouts", chunk=make_chunk(ids))
-    running = Ledger(tmp_path, PARTITION).start(plan)
-    running.set_pin(PIN)
-    for batch in running.batches():
-        running.write_batch(batch.index, answer(running.ids_to_ask(batch.index)))
+    chunk = make_chunk(ids)
+    running = begin(Ledger(tmp_path, PARTITION), chunk)
+    for index in running.missing_batches:
+        running.write_batch(index, answer(running.ids_to_ask(index)))
     before = running.counts
     with pytest.raises(LedgerError, match="ids of another batch"):
-        running.amend(0, answer(ids[10:11]))
+        running.write_batch(0, answer(ids[10:11]))
     with pytest.raises(LedgerError, match="an id twice"):
-        running.amend(0, pa.concat_tables([answer(ids[:1]), answer(ids[:1])]))
+        running.write_batch(0, pa.concat_tables([answer(ids[:1]), answer(ids[:1])]))
     assert running.counts == before

@@ -8,23 +8,27 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from payout_pipeline import locks
-from payout_pipeline.errors import ConfigurationError, LockHeldError, StorageError
-from payout_pipeline.locks import FileLocks, Holder, hold, open_locks, register_locks
+from payout_pipeline.errors import LockHeldError, StorageError
+from payout_pipeline.locks import FileLocks, Holder
+from payout_pipeline.locks_shared import LockLostError, SharedLocks
+from payout_pipeline.shared_store import Edit, StoreBusyError, T
+from payout_pipeline.shared_store.file_store import FileStore
 
 NAME = "goldsky_payouts/worker_1_of_4"
 
 _CHILD = """
 import sys
 from pathlib import Path
-from payout_pipeline.locks import hold
-with hold(sys.argv[2], directory=Path(sys.argv[1]), purpose="the child's work", run_id="run-7"):
+from payout_pipeline.locks import FileLocks
+with FileLocks(Path(sys.argv[1])).hold(sys.argv[2], purpose="the child's work", run_id="run-7"):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -42,7 +46,7 @@ def child(directory: Path) -> subprocess.Popen[bytes]:
 def test_a_second_holder_is_refused_and_told_who_holds_it(tmp_path: Path) -> None:
     other = child(tmp_path)
     try:
-        with pytest.raises(LockHeldError) as caught, hold(NAME, directory=tmp_path, purpose="mine"):
+        with pytest.raises(LockHeldError) as caught, FileLocks(tmp_path).hold(NAME, purpose="mine"):
             pytest.fail("both hold it")
         assert f"process {other.pid}" in str(caught.value)
         assert "run run-7" in str(caught.value)
@@ -50,7 +54,7 @@ def test_a_second_holder_is_refused_and_told_who_holds_it(tmp_path: Path) -> Non
         assert FileLocks(tmp_path).holder(NAME) is not None
     finally:
         other.communicate()
-    with hold(NAME, directory=tmp_path, purpose="mine") as holder:
+    with FileLocks(tmp_path).hold(NAME, purpose="mine") as holder:
         assert holder.pid == os.getpid()
 
 
@@ -61,7 +65,7 @@ def test_waiting_ends_when_the_holder_does(tmp_path: Path) -> None:
     timer.start()
 
     started = time.monotonic()
-    with hold(NAME, directory=tmp_path, purpose="mine", wait_seconds=30, log=said.append):
+    with FileLocks(tmp_path).hold(NAME, purpose="mine", wait_seconds=30, log=said.append):
         waited = time.monotonic() - started
     timer.join()
 
@@ -71,7 +75,7 @@ def test_waiting_ends_when_the_holder_does(tmp_path: Path) -> None:
 
 
 def test_waiting_has_an_end(tmp_path: Path) -> None:
-    with hold(NAME, directory=tmp_path, purpose="first"):
+    with FileLocks(tmp_path).hold(NAME, purpose="first"):
         started = time.monotonic()
         with (
             pytest.raises(LockHeldError, match=r"after 0.4 s"),
@@ -89,9 +93,9 @@ def test_the_lock_of_a_killed_holder_is_taken_over_with_a_word(tmp_path: Path) -
     said: list[str] = []
 
     assert FileLocks(tmp_path).holder(NAME) is None
-    with hold(NAME, directory=tmp_path, purpose="mine", log=said.append):
+    with FileLocks(tmp_path).hold(NAME, purpose="mine", log=said.append):
         pass
-    with hold(NAME, directory=tmp_path, purpose="mine", log=said.append):
+    with FileLocks(tmp_path).hold(NAME, purpose="mine", log=said.append):
         pass
 
     assert len(said) == 1
@@ -104,7 +108,7 @@ def test_threads_of_one_process_take_turns(tmp_path: Path) -> None:
 
     def work(number: int) -> None:
         for _ in range(5):
-            with hold(NAME, directory=tmp_path, purpose=f"thread {number}", wait_seconds=60):
+            with FileLocks(tmp_path).hold(NAME, purpose=f"thread {number}", wait_seconds=60):
                 inside.append(number)
                 most.append(len(inside))
                 time.sleep(0.002)
@@ -121,32 +125,32 @@ def test_threads_of_one_process_take_turns(tmp_path: Path) -> None:
 
 def test_the_same_thread_cannot_hold_it_twice(tmp_path: Path) -> None:
     with (
-        hold(NAME, directory=tmp_path, purpose="outer"),
+        FileLocks(tmp_path).hold(NAME, purpose="outer"),
         pytest.raises(LockHeldError, match="outer"),
-        hold(NAME, directory=tmp_path, purpose="inner"),
+        FileLocks(tmp_path).hold(NAME, purpose="inner"),
     ):
         pytest.fail("it is held twice")
 
 
 def test_different_names_do_not_meet(tmp_path: Path) -> None:
-    with hold("worker_1", directory=tmp_path, purpose="a"), hold("worker_2", directory=tmp_path, purpose="b"):
+    with FileLocks(tmp_path).hold("worker_1", purpose="a"), FileLocks(tmp_path).hold("worker_2", purpose="b"):
         assert FileLocks(tmp_path).holder("worker_3") is None
 
 
 def test_a_fault_in_the_block_frees_the_lock(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), hold(NAME, directory=tmp_path, purpose="a"):
+    with pytest.raises(ZeroDivisionError), FileLocks(tmp_path).hold(NAME, purpose="a"):
         raise ZeroDivisionError
-    with hold(NAME, directory=tmp_path, purpose="b"):
+    with FileLocks(tmp_path).hold(NAME, purpose="b"):
         pass
     assert FileLocks(tmp_path).holder(NAME) is None
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"null", b'{"pid": "x"}', b"\xff\xfe\x00", b"[" * 5000])
 def test_a_damaged_note_about_the_holder_does_no_harm(tmp_path: Path, damage: bytes) -> None:
-    with hold(NAME, directory=tmp_path, purpose="first"):
+    with FileLocks(tmp_path).hold(NAME, purpose="first"):
         sidecar = next(tmp_path.glob("*.holder.json"))
         sidecar.write_bytes(damage)
-        with pytest.raises(LockHeldError, match="another process"), hold(NAME, directory=tmp_path, purpose="second"):
+        with pytest.raises(LockHeldError, match="another process"), FileLocks(tmp_path).hold(NAME, purpose="second"):
             pytest.fail("both hold it")
         assert FileLocks(tmp_path).holder(NAME) is None
 
@@ -168,23 +172,123 @@ def test_a_holder_survives_its_file(purpose: str, run_id: str) -> None:
 def test_a_place_without_room_for_locks_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
 
-    with pytest.raises(StorageError, match="cannot lock"), hold(NAME, directory=tmp_path / "file", purpose="a"):
+    with pytest.raises(StorageError, match="cannot lock"), FileLocks(tmp_path / "file").hold(NAME, purpose="a"):
         pytest.fail("there is no directory")
 
 
-def test_a_shared_service_can_be_plugged_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks, "_FACTORIES", {})
-    asked: list[str] = []
+# --- leases in a shared store, whose faults the test decides --------------------------------------------------------
 
-    def service(url: str) -> FileLocks:
-        asked.append(url)
-        return FileLocks(tmp_path / "service")
 
-    register_locks("redis", service)
+class Faulty(FileStore):
+    """A shared store that can be away."""
 
-    with open_locks(tmp_path, "redis://host/0").hold("name", purpose="x"):
-        assert (tmp_path / "service").is_dir()
-    assert asked == ["redis://host/0"]
-    assert isinstance(open_locks(tmp_path), FileLocks)
-    with pytest.raises(ConfigurationError, match="'amqp'; locks are known for: redis"):
-        open_locks(tmp_path, "amqp://user:secret@host")
+    away = False
+
+    def edit(self, key: str, edit: Edit[T]) -> T:
+        if self.away:
+            raise StoreBusyError("the store does not answer")
+        while True:
+            try:
+                return super().edit(key, edit)
+            except StoreBusyError:  # the other thread's turn
+                time.sleep(0.001)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Faulty:
+    return Faulty(tmp_path / "store.sqlite")
+
+
+def shared(store: Faulty, runtime_dir: str = "s3://b/p", lifetime: float = 0.6, **options: Any) -> SharedLocks:
+    return SharedLocks(store, runtime_dir, lifetime=lifetime, **options)
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait for what another thread does; ten seconds, however busy the machine is."""
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_lease_is_renewed_while_it_is_held_and_given_back(store: Faulty) -> None:
+    with shared(store).hold("w", purpose="test") as mine:
+        time.sleep(1.5)
+        assert shared(store).holder("w") == mine
+        with pytest.raises(LockHeldError, match="test"), shared(store).hold("w", purpose="second"):
+            pytest.fail("both hold it")
+    assert shared(store).holder("w") is None
+
+
+def test_leases_of_other_runtime_locations_and_names_do_not_meet(
+    store: Faulty, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with (
+        shared(store).hold("w", purpose="a"),
+        shared(store).hold("v", purpose="b"),
+        shared(store, "s3://b/q/").hold("w", purpose="c"),
+        shared(store, "runtime").hold("w", purpose="d"),
+    ):
+        assert shared(store, "s3://b/q").holder("w") is not None
+        assert shared(store, str(tmp_path / "runtime")).holder("w") is not None
+
+
+def test_threads_take_turns_at_a_lease(store: Faulty) -> None:
+    inside: list[int] = []
+    most: list[int] = []
+
+    def work(number: int) -> None:
+        with shared(store, lifetime=30).hold("w", purpose=f"thread {number}", wait_seconds=60):
+            inside.append(number)
+            most.append(len(inside))
+            time.sleep(0.02)
+            inside.remove(number)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 6
+
+
+def take_away(store: Faulty, runtime_dir: str = "s3://b/p") -> None:
+    """As if this process had been suspended for longer than the lifetime, and somebody else had taken the lock."""
+    store.edit(shared(store, runtime_dir)._key("w"), lambda _text, _now: ("", None))
+
+
+@pytest.mark.parametrize("fault", [None, ZeroDivisionError])
+def test_a_lost_lease_asks_the_process_to_stop_and_fails_the_block(
+    store: Faulty, monkeypatch: pytest.MonkeyPatch, fault: type[Exception] | None
+) -> None:
+    sent: list[int] = []
+    monkeypatch.setattr("payout_pipeline.locks_shared.os.kill", lambda _pid, number: sent.append(number))
+    with (  # noqa: PT012 - the fault belongs to the end of the block
+        pytest.raises(
+            fault or LockLostError, match=None if fault else "'w': it was taken away.*start the worker again"
+        ),
+        shared(store).hold("w", purpose="test"),
+    ):
+        take_away(store)
+        until(lambda: sent)
+        if fault is not None:
+            raise fault
+    assert sent == [signal.SIGTERM]
+
+
+def test_a_store_that_is_away_for_a_moment_costs_nothing_and_for_longer_costs_the_lease_in_time(store: Faulty) -> None:
+    lost: list[str] = []
+    locks = shared(store, lifetime=3, on_lost=lost.append)
+    with pytest.raises(LockLostError, match="could not be renewed"), locks.hold("w", purpose="test"):  # noqa: PT012
+        store.away = True
+        time.sleep(0.8)
+        store.away = False
+        time.sleep(1)
+        assert not lost
+        store.away = True
+        since = time.monotonic()
+        assert locks.holder("w") is None  # a display outlives an outage
+        until(lambda: lost)
+        assert time.monotonic() - since < 3  # known before the store could give it to somebody else
+        store.away = False

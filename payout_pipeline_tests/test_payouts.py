@@ -66,6 +66,11 @@ KNOWN = [
         0,
     ),
     (["0"] * 255 + ["1"], [0] * 255 + [1], 1, 255),
+    (["1e0", "0E-18"], [1, 0], 1, 0),
+    (["1.", "0."], [1, 0], 1, 0),
+    (["5E-1", "50e-2"], [1, 1], 2, -1),
+    (["0.001E3", "0"], [1, 0], 1, 0),
+    (["1e-18", "0.999999999999999999"], [1, 10**18 - 1], 10**18, 1),
 ]
 
 
@@ -87,8 +92,9 @@ REFUSED = [
     (["-0", "1"], "'-0'"),
     (["NaN", "1"], "'NaN'"),
     (["Infinity", "0"], "'Infinity'"),
-    (["1e400", "0"], "'1e400'"),
-    (["1e0", "0"], "'1e0'"),
+    (["1e400", "0"], "sum to 1000000000000000000000000000000"),
+    (["1e4000", "0"], "'1e4000'"),
+    (["1e", "0"], "'1e'"),
     (["1abc", "0"], "'1abc'"),
     (["", "1"], "''"),
     ([" 1", "0"], "' 1'"),
@@ -221,6 +227,11 @@ def test_the_decimal_context_has_no_part_in_it() -> None:
         ([], "0", None),
         ([], 0, None),
         (None, None, None),
+        (None, "0", None),
+        (None, 0, None),
+        ([], None, None),
+        (["0", "0"], "0", None),
+        ([0, 0], 0, None),
     ],
 )
 def test_integer_vectors_are_reduced_and_nothing_means_not_resolved(
@@ -234,7 +245,6 @@ def test_integer_vectors_are_reduced_and_nothing_means_not_resolved(
     [
         ([], "1", "no numerators"),
         (["1", "0"], "0", "the denominator is 0"),
-        (["0", "0"], "0", "the denominator is 0"),
         (["1", "1"], "1", "sum to 2"),
         (["1", "0"], "2", "sum to 1, the denominator is 2"),
         (["1"], "1", "one outcome only"),

@@ -13,7 +13,7 @@ from payout_pipeline.commands.query import query_command
 from payout_pipeline.commands.reset import reset_command
 from payout_pipeline.errors import ConfigurationError, LockHeldError
 from payout_pipeline.ledger import DIRECTORY, Ledger
-from payout_pipeline.locks import hold
+from payout_pipeline.locks import FileLocks
 from payout_pipeline.query import ask, normalised
 from payout_pipeline.reset import plan_reset, remove
 from payout_pipeline.subgraph.server import SubgraphConfig, SubgraphServer
@@ -140,7 +140,7 @@ def test_a_reset_refuses_while_a_run_is_going_and_removes_nothing(with_files: Ho
     before = files(with_files)
     locks = Path(with_files.settings.runtime_dir) / "locks"
     with (
-        hold("worker_2_of_2", directory=locks, purpose="goldsky_payouts"),
+        FileLocks(locks).hold("worker_2_of_2", purpose="goldsky_payouts"),
         pytest.raises(LockHeldError, match="process"),
     ):
         remove(plan_reset(with_files.settings))

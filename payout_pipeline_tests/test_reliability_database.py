@@ -153,9 +153,10 @@ def test_c7_a_user_who_may_not_create_views_ingests_and_only_the_view_fails(tmp_
 
 
 def test_c9_a_condition_of_both_sources_has_one_row_and_the_conflict_is_counted(case):  # noqa: F811
+    from payout_pipeline.warehouse.queries import sources_agree, survey
+
     from payout_pipeline.verification import sources_agree as verdict_of
     from payout_pipeline.warehouse.client import Warehouse
-    from payout_pipeline.warehouse.queries import sources_agree, survey
 
     case.backfill()
     both = next(i for i, vector in case.truth.resolved.items() if vector == ((0, 1), 1))
@@ -180,7 +181,8 @@ def test_c9_a_condition_of_both_sources_has_one_row_and_the_conflict_is_counted(
 )
 def test_d5_rows_that_are_gone_are_found_by_the_check_and_loaded_again(case, harm):  # noqa: F811
     from payout_pipeline.checks.stored import verdicts
-    from payout_pipeline.worklist import read_worklist
+
+    from payout_pipeline.chunks import read_worklist
 
     case.backfill()
     worker = read_worklist(case.settings).of("worker_1_of_1")

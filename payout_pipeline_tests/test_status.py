@@ -16,16 +16,16 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from payout_pipeline.checkpoint import BatchProgress, Checkpoint, ProgressFile, iso_time, write_checkpoint
+from payout_pipeline.chunks import read_worklist
 from payout_pipeline.commands.status import render_status, status_command
-from payout_pipeline.goldsky.pacing import hold as pacing_hold
 from payout_pipeline.goldsky.pacing import open_store as open_budget
+from payout_pipeline.goldsky.rate_limit import hold as pacing_hold
 from payout_pipeline.ledger import DIRECTORY, STATUSES
-from payout_pipeline.locks import hold
+from payout_pipeline.ledger.checkpoint import BatchProgress, Checkpoint, iso_time, progress_name, write_checkpoint
+from payout_pipeline.locks import FileLocks
 from payout_pipeline.settings import Settings, load_settings
 from payout_pipeline.status import Status, read_status
 from payout_pipeline.storage import open_store
-from payout_pipeline.worklist import read_worklist
 from payout_pipeline_tests.report_fixtures import (  # noqa: F401 - fixtures
     RESOLVED,
     House,
@@ -66,14 +66,18 @@ def checkpoint(settings: Settings, worker: int = 1, **changes: Any) -> None:
 
 def progress(settings: Settings, *ages: float, worker: int = 1) -> None:
     """A line of 1,000 ids for each age in seconds, oldest first; each batch took a second."""
-    file = ProgressFile(open_store(settings.runtime_dir), worker)
+    store = open_store(settings.runtime_dir)
     for index, age in enumerate(ages):
-        at = iso_time(NOW - timedelta(seconds=age))
-        file.append(BatchProgress(at, worker, index, 1_000, 750, 1_000, 1_000 * (index + 1), 750 * (index + 1), 1))
+        line = BatchProgress(
+            timestamp=iso_time(NOW - timedelta(seconds=age)), worker=worker, batch_index=index, ids_in_batch=1_000,
+            payouts_found=750, duration_ms=1_000, total_processed=1_000 * (index + 1), total_found=750 * (index + 1),
+            attempts=1,
+        )  # fmt: skip
+        store.append(progress_name(worker), line.model_dump_json().encode() + b"\n")
 
 
 def held(settings: Settings, worker: int = 1, purpose: str = "goldsky_payouts") -> Any:
-    return hold(f"worker_{worker}_of_2", directory=Path(settings.runtime_dir) / "locks", purpose=purpose)
+    return FileLocks(Path(settings.runtime_dir) / "locks").hold(f"worker_{worker}_of_2", purpose=purpose)
 
 
 def first(settings: Settings) -> Any:
@@ -108,8 +112,7 @@ def test_the_rate_limit_of_a_remote_runtime_directory_is_found_where_it_is_kept(
     assert read_status(remote).answers_429 == 0
     assert list((tmp_path / "tmp").iterdir()) == []  # a look makes nothing
     budget = open_budget(remote.goldsky_endpoint, remote.goldsky_rate_limit, runtime_dir=remote.runtime_dir)
-    with budget.transaction() as tx:
-        pacing_hold(tx, 30, "429")
+    budget.change(lambda shared, now: pacing_hold(shared, now, 30, "429"))
     budget.close()
     found = read_status(remote)
     assert (found.answers_429, round(found.hold_seconds)) == (1, 30)

@@ -6,11 +6,11 @@ from datetime import datetime, timedelta, timezone
 
 from hypothesis import given
 from hypothesis import strategies as st
+from payout_pipeline.warehouse.queries import OneRowPerCondition, SourceTotal, UniqueConditions
 
 from payout_pipeline import verification as judge
 from payout_pipeline.verdict import Severity
 from payout_pipeline.verification import CoverageNumbers, PnlDefects, PnlNumbers, WorkerState
-from payout_pipeline.warehouse.queries import OneRowPerCondition, SourceTotal, UniqueConditions
 from payout_pipeline.words import counted, duration, listed, share
 
 NUMBERS = st.integers(0, 10**9)

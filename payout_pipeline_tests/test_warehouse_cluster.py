@@ -16,7 +16,8 @@ from payout_pipeline.subgraph.server import SubgraphConfig, SubgraphServer
 from payout_pipeline.warehouse.client import Warehouse
 from payout_pipeline.warehouse.faults import ClickHouseRefusedError
 from payout_pipeline.warehouse.load import compare_rows, load_rows
-from payout_pipeline.warehouse.schema import ensure_target, inspect_table
+from payout_pipeline.warehouse.schema import inspect_table
+from payout_pipeline.warehouse.target import ensure_target
 from payout_pipeline.warehouse.view import rebuild_view
 from payout_pipeline_tests.clickhouse_cluster import CLUSTER, cluster
 from payout_pipeline_tests.clickhouse_front import Front

@@ -303,7 +303,7 @@ def test_the_demo_tables_let_settled_pnl_grow_and_sources_agree(
         create_demo_pnl(session, settings, tmp_path / "conditions.csv")
         create_demo_pnl(session, settings, tmp_path / "conditions.csv")
         before = queries.settled_pnl(session, queries.survey(session, settings))
-        from payout_pipeline.warehouse.schema import ensure_sources
+        from payout_pipeline.warehouse.target import ensure_sources
 
         load_rows(session, ensure_sources(session, settings).target, rows)
         rebuild_view(session, settings)

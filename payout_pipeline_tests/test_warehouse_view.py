@@ -8,7 +8,7 @@ import pytest
 
 from payout_pipeline.errors import ConfigurationError, WarehousePermanentError, WarehouseSchemaError
 from payout_pipeline.warehouse.load import load_rows
-from payout_pipeline.warehouse.schema import ensure_sources
+from payout_pipeline.warehouse.target import ensure_sources
 from payout_pipeline.warehouse.view import rebuild_view
 from payout_pipeline_tests.warehouse_fixtures import World, condition, ledger, resolved
 

@@ -21,7 +21,7 @@ import pytest
 from payout_pipeline.settings import Settings, load_settings
 from payout_pipeline.warehouse.client import Session, Warehouse
 from payout_pipeline.warehouse.identifiers import QualifiedName
-from payout_pipeline.warehouse.schema import TargetTable, ensure_target
+from payout_pipeline.warehouse.target import TargetTable, ensure_target
 from payout_pipeline_tests.clickhouse_front import Front, running
 
 LEDGER = pa.schema(

@@ -8,7 +8,7 @@ import dagster as dg
 from pydantic import Field
 
 from payout_pipeline.assets.metadata import LEDGER_COLUMNS, fetch_metadata
-from payout_pipeline.conditions import worker_of_key
+from payout_pipeline.chunks import worker_of_key
 from payout_pipeline.faults import STEP_RETRIES, reported_to_dagster
 from payout_pipeline.resources import PipelineResource
 
@@ -59,7 +59,6 @@ def goldsky_payouts_asset(partitions: dg.PartitionsDefinition[str]) -> dg.Assets
         kinds={"graphql", "parquet"},
         owners=["team:data-engineering"],
         code_version="1",
-        pool="goldsky",
         retry_policy=STEP_RETRIES,
         metadata={"dagster/column_schema": LEDGER_COLUMNS},
     )

@@ -10,7 +10,7 @@ import dagster as dg
 from payout_pipeline.scrub import escape_controls, scrub
 
 if TYPE_CHECKING:
-    from payout_pipeline.fetch import FetchSummary
+    from payout_pipeline.fetch_summary import FetchSummary
     from payout_pipeline.ingest import IngestSummary
     from payout_pipeline.truth import TruthSummary
 
@@ -79,6 +79,8 @@ def fetch_metadata(summary: FetchSummary) -> Metadata:
         "batches": summary.batches,
         "batches_resumed": summary.batches_resumed,
         "requests": summary.requests,
+        "batches_per_request": summary.batches_per_request,
+        **({"batches_per_request_shrunk": summary.shrunk_because} if summary.shrunk_because else {}),
         "retries": summary.retries,
         "answers_429": summary.rate_limited,
         "waits": summary.waits,
@@ -96,10 +98,25 @@ def fetch_metadata(summary: FetchSummary) -> Metadata:
         "failed_ids": _table([{"condition_id": i, "error": scrub(error)} for i, error in summary.failures])
         if summary.failures
         else "none",
+        **_changes(summary),
+        **({"resolution_times_left_out": summary.odd_times} if summary.odd_times else {}),
         "fingerprint": summary.fingerprint,
         "input_sha256": summary.input_sha256,
         "files": dg.MetadataValue.md("\n".join(f"- {_code(path)}" for path in summary.files)),
         "ledger": dg.MetadataValue.path(summary.files[0]),
+    }
+
+
+def _changes(summary: FetchSummary) -> Metadata:
+    """Against the former ledger, where there was one."""
+    if summary.changes is None:
+        return {"changes": "none: there was no finished ledger before"}
+    return {
+        "newly_resolved": summary.changes["newly_resolved"],
+        "vectors_changed": summary.changes["vector_changed"],
+        "became_absent": summary.changes["became_absent"],
+        "no_longer_resolved": summary.changes["no_longer_resolved"],
+        "changes": _table([dict(row) for row in summary.changed]) if summary.changed else "none",
     }
 
 
@@ -126,7 +143,6 @@ def truth_metadata(summary: TruthSummary) -> Metadata:
     return {
         "dagster/row_count": summary.rows_after,
         "dagster/table_name": summary.view,
-        "rows_before": summary.rows_before,
         "rows_after": summary.rows_after,
         "workers": _table(summary.workers),
         "seconds": dg.MetadataValue.float(float(round(summary.seconds, 3))),

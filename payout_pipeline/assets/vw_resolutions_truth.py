@@ -29,7 +29,6 @@ def vw_resolutions_truth_asset(settings: Settings) -> dg.AssetsDefinition:
         kinds={"clickhouse", "view"},
         owners=["team:data-engineering"],
         code_version="1",
-        pool="clickhouse",
         retry_policy=STEP_RETRIES,
         automation_condition=condition,
         metadata={"dagster/column_schema": VIEW_COLUMNS, "dagster/table_name": settings.truth_view},

@@ -1,27 +1,26 @@
 """Asset checks, as thin layers: one step an asset, one database session a step, a status per partition.
 
-What is checked and why is in ``catalogue.py``; what the numbers mean in ``verification.py``.
+What is checked is in ``catalogue.py``; what the numbers mean in ``payout_pipeline/verification``.
 """
 
-# No `from __future__ import annotations` here: Dagster compares the annotation of `context` with its own classes, and
-# a text such as "dg.AssetCheckExecutionContext" is none of them.
+# No `from __future__ import annotations` here: Dagster compares the annotation of `context` with its own classes.
 
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
 import dagster as dg
-from dagster_shared.utils.warnings import PreviewWarning
 
-from payout_pipeline.checks.catalogue import ASSETS, FETCHED, STORED, VIEW, checks_of
-from payout_pipeline.checks.history import scope_of
+from payout_pipeline.checks.basis import BasisReader
+from payout_pipeline.checks.catalogue import ASSETS, FETCHED, VIEW, checks_of
+from payout_pipeline.checks.records import save
 from payout_pipeline.checks.results import to_result
+from payout_pipeline.checks.workers import worker_states
+from payout_pipeline.chunks import Worklist, read_worklist
+from payout_pipeline.errors import PayoutPipelineError
 from payout_pipeline.faults import reported_to_dagster
 from payout_pipeline.resources import PipelineResource
 from payout_pipeline.settings import Settings
 from payout_pipeline.verdict import Severity, Verdict
-from payout_pipeline.worklist import WorkerInput, Worklist, read_worklist
-
-_POOLS = {FETCHED: None, STORED: "clickhouse", VIEW: "clickhouse"}
 
 
 def build_checks(partitions: dg.StaticPartitionsDefinition, settings: Settings) -> list[dg.AssetChecksDefinition]:
@@ -34,13 +33,13 @@ def check_specs(
 ) -> list[dg.AssetCheckSpec]:
     """Dagster's specs of the checks of ``asset``.
 
-    ERROR checks are blocking, which fails the run that made them and keeps the rest of that run from building on a
-    defect. It does not gate a backfill, so the assets raise by themselves what must never pass.
+    ERROR checks are blocking, which fails the run that made them and keeps the rest of that run from building on a defect. It
+    does not gate a backfill, so the assets raise by themselves what must never pass.
     """
     with warnings.catch_warnings():
-        # `partitions_def` on a check spec is in preview. Without it a check of a partitioned asset keeps the status of
-        # the partition checked last and no other, so there is no way around it; requirements.lock pins the version.
-        warnings.simplefilter("ignore", PreviewWarning)
+        # `partitions_def` on a check spec is in preview. Without it a check of a partitioned asset keeps the status of the
+        # partition checked last and no other, so there is no way around it; requirements.lock pins the version.
+        warnings.filterwarnings("ignore", message=".*partitions_def.*")
         return [
             dg.AssetCheckSpec(
                 info.name,
@@ -60,51 +59,74 @@ def _checks_of(
         name=f"check_{asset}",
         specs=check_specs(asset, partitions, settings),
         can_subset=True,
-        pool=_POOLS[asset],
         description=f"The checks of {asset}, in one step.",
     )
     def checks(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> Iterator[dg.AssetCheckResult]:
         wanted = {key.name for key in context.selected_asset_check_keys}
+        partition = context.partition_key if partitions is not None else None
         with reported_to_dagster():
             current = pipeline.settings()
             worklist = read_worklist(current)
-            if partitions is None:
-                fingerprint = worklist.fingerprint
-                verdicts = _view(current, context.instance, worklist, wanted)
-            else:
-                worker = worklist.of(context.partition_key)
-                fingerprint = worker.fingerprint
-                verdicts = _WORKER_CHECKS[asset](current, worker, wanted)
+            basis = BasisReader(context.instance, current, worklist).of(asset, partition)
+            verdicts = make_verdicts(current, context.instance, worklist, asset, partition, wanted)
+            save(current, asset, partition, verdicts, basis, context.run.run_id)
         for verdict in verdicts:
-            result = to_result(verdict, asset, fingerprint, scope_of(asset, current))
-            say = context.log.info if verdict.passed else context.log.warning
-            say(f"{'PASSED' if verdict.passed else 'FAILED'} {verdict.check}: {result.description}")
+            result = to_result(verdict, asset)
+            said = "NOTHING TO CHECK" if verdict.nothing else "PASSED" if verdict.passed else "FAILED"
+            say = context.log.info if verdict.passed or verdict.nothing else context.log.warning
+            say(f"{said} {verdict.check}: {result.description}")
             yield result
 
     return checks
 
 
-def _fetched(settings: Settings, worker: WorkerInput, names: Collection[str]) -> Sequence[Verdict]:
-    from payout_pipeline.checks import fetched
+def make_verdicts(
+    settings: Settings,
+    instance: dg.DagsterInstance,
+    worklist: Worklist,
+    asset: str,
+    partition: str | None,
+    wanted: set[str],
+) -> list[Verdict]:
+    """The verdicts of the wanted checks, in the order of the catalogue. A fault that one meets fails that one only.
 
-    return fetched.verdicts(settings, worker, names)
+    Raises what opening the database raises.
+    """
+    from payout_pipeline.verification import (
+        baseline,
+        goldsky_payouts,
+        resolutions_external_ingest,
+        vw_resolutions_truth,
+    )
+    from payout_pipeline.verification.workers import all_workers_complete
+    from payout_pipeline.warehouse.client import Warehouse
+
+    if partition is not None:
+        module = goldsky_payouts if asset == FETCHED else resolutions_external_ingest
+        return _made(settings, asset, wanted, module.checks(settings, worklist, partition))
+    workers = {"all_workers_complete": lambda: all_workers_complete(worker_states(instance, settings, worklist))}
+    found = _made(settings, asset, wanted, workers)
+    if wanted - set(workers):
+        with Warehouse.from_settings(settings, "checks of the truth view").session(
+            "checking the truth view"
+        ) as session:
+            found += _made(settings, asset, wanted, vw_resolutions_truth.checks(settings, worklist, session))
+            names = {info.name for info in checks_of(asset, settings)}
+            if wanted >= names and all(v.passed or v.nothing or v.severity is Severity.WARN for v in found):
+                baseline.accept(settings, baseline.measure(session, settings, rebuild="accepted"))
+    return found
 
 
-def _stored(settings: Settings, worker: WorkerInput, names: Collection[str]) -> Sequence[Verdict]:
-    from payout_pipeline.checks import stored
+def _made(
+    settings: Settings, asset: str, wanted: set[str], available: Mapping[str, Callable[[], Verdict]]
+) -> list[Verdict]:
+    from payout_pipeline.verification.vw_resolutions_truth import could_not_be_made
 
-    return stored.verdicts(settings, worker, names)
-
-
-def _view(
-    settings: Settings, instance: dg.DagsterInstance, worklist: Worklist, names: Collection[str]
-) -> Sequence[Verdict]:
-    from payout_pipeline.checks import view
-
-    return view.verdicts(settings, instance, worklist, names)
-
-
-_WORKER_CHECKS: dict[str, Callable[[Settings, WorkerInput, Collection[str]], Sequence[Verdict]]] = {
-    FETCHED: _fetched,
-    STORED: _stored,
-}
+    verdicts: list[Verdict] = []
+    for info in checks_of(asset, settings):
+        if info.name in wanted and info.name in available:
+            try:
+                verdicts.append(available[info.name]())
+            except PayoutPipelineError as fault:
+                verdicts.append(could_not_be_made(info.name, info.severity, str(fault)))
+    return verdicts

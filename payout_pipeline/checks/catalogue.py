@@ -19,13 +19,12 @@ ASSETS = (FETCHED, STORED, VIEW)
 
 @dataclass(frozen=True, slots=True)
 class CheckInfo:
-    """One check. ``partitioned`` ones have a status per worker; ``sql`` names the file in ``warehouse/sql/checks``."""
+    """One check. ``partitioned`` ones have a status per worker."""
 
     name: str
     asset: str
     severity: Severity
     description: str
-    sql: str | None = None
 
     @property
     def partitioned(self) -> bool:
@@ -56,12 +55,25 @@ _ALL = (
         "indexing errors. A stale source answers without a fault and simply does not know the latest resolutions.",
     ),
     CheckInfo(
+        "ids_are_known",
+        FETCHED,
+        Severity.WARN,
+        "At most 5 % of the chunk's ids are unknown to the subgraph. More look like question or token ids, or like an endpoint "
+        "that is another subgraph than the ids come from.",
+    ),
+    CheckInfo(
+        "vectors_unchanged",
+        FETCHED,
+        Severity.WARN,
+        "No id that was resolved before has another vector now. A reorganisation or a corrected resolution moves money; the "
+        "changed ones are listed, old and new.",
+    ),
+    CheckInfo(
         "stored_equals_fetched",
         STORED,
         Severity.ERROR,
         "ClickHouse holds exactly the resolved rows of the worker's chunk: none missing, none left over from an "
         "earlier answer, none twice, and every vector equal number by number. A truncated or edited table is found.",
-        "stored_equals_fetched",
     ),
     CheckInfo(
         "all_workers_complete",
@@ -74,17 +86,16 @@ _ALL = (
         "unique_conditions",
         VIEW,
         Severity.ERROR,
-        "The number of distinct conditions from goldsky-api reaches PAYOUT_MIN_UNIQUE_CONDITIONS (the guide's 120,000 "
-        "of 170,448). Rows and distinct conditions of every source are in the table.",
-        "unique_conditions",
+        "The number of distinct ids of the input stored with source goldsky-api reaches "
+        "PAYOUT_MIN_UNIQUE_CONDITIONS (the guide's 120,000 of 170,448). The table has the "
+        "rows and distinct conditions of every source.",
     ),
     CheckInfo(
         "payout_quality",
         VIEW,
         Severity.ERROR,
-        "In every row of goldsky-api the numerators sum to the denominator. The table is the guide's distribution: "
-        "rows by denominator and sum.",
-        "payout_quality",
+        "In every row of goldsky-api and of the view the numerators sum to the denominator. The table is the guide's "
+        "distribution: rows by denominator and sum.",
     ),
     CheckInfo(
         "payout_sample",
@@ -92,7 +103,6 @@ _ALL = (
         Severity.ERROR,
         "Five rows to look at, each well-formed: an id of 64 hex digits, at least two outcomes, and a winning index "
         "that points at the largest payout (-1 where several share it).",
-        "payout_sample",
     ),
     CheckInfo(
         "no_null_payouts",
@@ -100,21 +110,31 @@ _ALL = (
         Severity.ERROR,
         "No resolved market is without a payout vector: neither a row of the view with an empty vector nor an id that "
         "the ledger knows as resolved and the view does not have.",
-        "no_null_payouts",
     ),
     CheckInfo(
         "one_row_per_condition",
         VIEW,
         Severity.ERROR,
         "The view has as many rows as conditions. Every row too many pays the wallets of its condition twice.",
-        "one_row_per_condition",
     ),
     CheckInfo(
         "goldsky_rows_included",
         VIEW,
         Severity.ERROR,
         "Every usable row of the external table is in the view, or its condition comes from market_resolutions_final.",
-        "goldsky_rows_included",
+    ),
+    CheckInfo(
+        "market_rows_included",
+        VIEW,
+        Severity.ERROR,
+        "Every eligible row of market_resolutions_final is in the view.",
+    ),
+    CheckInfo(
+        "view_equals_sources",
+        VIEW,
+        Severity.ERROR,
+        "Each row of the view equals, in all six columns, the row of the source that the precedence names, and there is no "
+        "other row. What the view should hold is worked out from the two tables outside of the database.",
     ),
     CheckInfo(
         "sources_agree",
@@ -122,14 +142,12 @@ _ALL = (
         Severity.WARN,
         "No condition has one payout vector in market_resolutions_final and a different one from Goldsky. The view "
         "takes the former; the conditions that differ are listed, because one of the two is wrong.",
-        "sources_agree",
     ),
     CheckInfo(
         "coverage_before_after",
         VIEW,
         Severity.ERROR,
         "The view covers at least as many conditions after its rebuild as before: the guide's coverage analysis.",
-        "coverage_before_after",
     ),
     CheckInfo(
         "settled_pnl",
@@ -137,7 +155,6 @@ _ALL = (
         Severity.ERROR,
         "Settled P&L, read before and after the rebuild: the number of wallets that have it does not fall, redemption "
         "values are part of it where the view has them, and no wallet is paid twice for one condition.",
-        "settled_pnl",
     ),
 )
 

@@ -1,7 +1,6 @@
-"""The latest status of every check, per partition, as the Dagster instance knows it.
+"""The latest status of every check, per partition: its result, if that still counts, or why there is none.
 
-Dagster's own headline for a partitioned asset is that of the partition checked last; here each partition keeps its
-own. A status counts only if it belongs to today's input and to the latest materialization.
+Dagster's own headline for a partitioned asset is that of the partition checked last; here each partition keeps its own.
 """
 
 from __future__ import annotations
@@ -10,29 +9,27 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from enum import Enum
-from typing import Any
 
 import dagster as dg
-from dagster._core.event_api import PartitionKeyFilter
-from dagster._core.storage.asset_check_execution_record import (
-    AssetCheckExecutionRecord,
-    AssetCheckExecutionRecordStatus,
-)
 
+from payout_pipeline.checks.basis import BasisReader, why_outdated
 from payout_pipeline.checks.catalogue import FETCHED, STORED, VIEW, CheckInfo, catalogue
-from payout_pipeline.checks.results import from_evaluation
+from payout_pipeline.checks.records import CheckRecord, load
+from payout_pipeline.chunks import Worklist
 from payout_pipeline.settings import Settings
 from payout_pipeline.verdict import Severity, Verdict
-from payout_pipeline.worklist import Worklist
+
+_PARTITION_TAG = "dagster/partition"
+_RUNS_LOOKED_AT = 500
 
 
 class State(str, Enum):
     """What is known of one check."""
 
     FAILED = "failed"
-    NOT_MADE = "not made"  # its run ended before the check could be made
+    NOT_MADE = "not made"  # the latest run of its asset ended before the check could be made
     NEVER = "never ran"
-    OUTDATED = "outdated"  # ran, but for another input, another target or an earlier materialization
+    OUTDATED = "outdated"  # something beneath the result has changed since
     RUNNING = "running"
     PASSED = "passed"
     NOTHING = "nothing to check"
@@ -52,13 +49,13 @@ class CheckStatus:
 
     @property
     def severity(self) -> Severity:
-        """That of the result, where there is one: a check may judge a mild case as a warning."""
+        """That of the result, where there is one."""
         return self.verdict.severity if self.verdict is not None else self.info.severity
 
     @property
     def blocks_success(self) -> bool:
         """Whether the backfill must not be called a success because of it."""
-        return self.state is not State.PASSED and self.info.severity is Severity.ERROR
+        return self.state not in (State.PASSED, State.NOTHING) and self.info.severity is Severity.ERROR
 
     @property
     def sentence(self) -> str:
@@ -69,14 +66,6 @@ class CheckStatus:
         return " ".join(part for part in (self.reason, said) if part)
 
 
-def scope_of(asset: str, settings: Settings) -> str:
-    """Where the checks of ``asset`` look, without secrets: the endpoint, or the table or view and its server."""
-    where = (settings.clickhouse_host or "embedded").rsplit("@", 1)[-1]
-    if asset == FETCHED:
-        return settings.goldsky_endpoint.split("?", 1)[0]
-    return f"{settings.target_table if asset == STORED else settings.truth_view} ({where})"
-
-
 def latest_statuses(
     instance: dg.DagsterInstance,
     settings: Settings,
@@ -84,97 +73,63 @@ def latest_statuses(
     assets: Iterable[str] = (FETCHED, STORED, VIEW),
 ) -> list[CheckStatus]:
     """The status of each check of ``assets``, in the order of the catalogue, per partition of today's workers."""
-    infos = [info for info in catalogue(settings) if info.asset in set(assets)]
-    per_worker = [info for info in infos if info.partitioned]
-    reader = _Reader(instance, settings)
-    found: dict[tuple[str, str, str | None], CheckStatus] = {}
-    for worker in worklist.workers if per_worker else ():
-        for status in reader.read(per_worker, worker.key, worker.fingerprint):
-            found[status.info.asset, status.info.name, worker.key] = status
-    for status in reader.read([info for info in infos if not info.partitioned], None, worklist.fingerprint):
-        found[status.info.asset, status.info.name, None] = status
+    reader = _Reader(instance, settings, worklist)
     keys: list[str | None] = [worker.key for worker in worklist.workers]
-    return [found[info.asset, info.name, key] for info in infos for key in (keys if info.partitioned else [None])]
+    infos = [info for info in catalogue(settings) if info.asset in set(assets)]
+    return [reader.status(info, key) for info in infos for key in (keys if info.partitioned else [None])]
 
 
 class _Reader:
-    """One look at an instance; remembers runs and materializations that several checks share."""
+    """One look at the results and the runs; remembers what several checks share."""
 
-    def __init__(self, instance: dg.DagsterInstance, settings: Settings) -> None:
-        self._instance = instance
+    def __init__(self, instance: dg.DagsterInstance, settings: Settings, worklist: Worklist) -> None:
         self._settings = settings
-        self._materialized: dict[str, dict[str | None, int]] = {}
-        self._runs: dict[str, dg.DagsterRun | None] = {}
+        self._bases = BasisReader(instance, settings, worklist)
+        self._runs = instance.get_run_records(limit=_RUNS_LOOKED_AT)  # the latest first
+        self._known: dict[tuple[str, str | None], tuple[dict[str, CheckRecord], dict[str, str]]] = {}
 
-    def read(self, infos: list[CheckInfo], partition: str | None, fingerprint: str) -> list[CheckStatus]:
-        if not infos:
-            return []
-        keys = {dg.AssetCheckKey(dg.AssetKey(info.asset), info.name): info for info in infos}
-        records = self._instance.event_log_storage.get_latest_asset_check_execution_by_key(
-            list(keys), PartitionKeyFilter(key=partition)
-        )
-        return [self._status(info, partition, fingerprint, records.get(key)) for key, info in keys.items()]
-
-    def _status(
-        self, info: CheckInfo, partition: str | None, fingerprint: str, record: AssetCheckExecutionRecord | None
-    ) -> CheckStatus:
+    def status(self, info: CheckInfo, partition: str | None) -> CheckStatus:
+        key = (info.asset, partition)
+        if key not in self._known:
+            self._known[key] = (load(self._settings, *key), self._bases.of(*key))
+        records, basis = self._known[key]
+        record = records.get(info.name)
+        run = self._run_without_result(info.asset, partition, record)
+        if run is not None and not run.dagster_run.is_finished:
+            reason = f"Its run {run.dagster_run.run_id[:8]} is still going."
+            return CheckStatus(info, partition, State.RUNNING, reason, None, run.dagster_run.run_id)
+        if run is not None and not run.dagster_run.is_success:
+            ended = run.dagster_run.status.value
+            reason = f"Its run {run.dagster_run.run_id[:8]} ended as {ended} before the check could be made."
+            at = run.create_timestamp.astimezone(timezone.utc)
+            return CheckStatus(info, partition, State.NOT_MADE, reason, None, run.dagster_run.run_id, at)
         if record is None:
             return CheckStatus(info, partition, State.NEVER, "Never ran for today's input.")
-        at = datetime.fromtimestamp(record.create_timestamp, timezone.utc)
-        evaluation = record.evaluation
-        if record.status is AssetCheckExecutionRecordStatus.PLANNED or evaluation is None:
-            state, reason = self._planned(record.run_id)
-            return CheckStatus(info, partition, state, reason, None, record.run_id, at)
-        verdict, judged, scope = from_evaluation(evaluation)
-        event = record.event
-        if event is not None:
-            at = datetime.fromtimestamp(event.timestamp, timezone.utc)
-        reason = self._outdated(info, partition, record, judged == fingerprint, scope)
-        if reason:
-            return CheckStatus(info, partition, State.OUTDATED, reason, verdict, record.run_id, at)
-        state = State.PASSED if verdict.passed else State.FAILED
-        return CheckStatus(info, partition, state, "", verdict, record.run_id, at)
+        verdict = record.verdict
+        reason = why_outdated(record.basis, basis)
+        state = State.NOTHING if verdict.nothing else State.PASSED if verdict.passed else State.FAILED
+        return CheckStatus(
+            info, partition, State.OUTDATED if reason else state, reason, verdict, record.run_id, record.at
+        )
 
-    def _run(self, run_id: str) -> dg.DagsterRun | None:
-        if run_id not in self._runs:
-            self._runs[run_id] = self._instance.get_run_by_id(run_id)
-        return self._runs[run_id]
-
-    def _planned(self, run_id: str) -> tuple[State, str]:
-        run = self._run(run_id)
-        if run is not None and not run.is_finished:
-            return State.RUNNING, f"Its run {run_id[:8]} is still going."
-        ended = "was deleted" if run is None else f"ended as {run.status.value}"
-        return State.NOT_MADE, f"Its run {run_id[:8]} {ended} before the check could be made."
-
-    def _latest_materialization(self, asset: str, partition: str | None) -> int | None:
-        """The storage id of the latest materialization, None where there is none."""
-        known = self._materialized.setdefault(asset, {})
-        if partition is None and None not in known:
-            latest = self._instance.fetch_materializations(dg.AssetKey(asset), limit=1).records
-            if latest:
-                known[None] = latest[0].storage_id
-        elif partition is not None and not known:
-            known.update(
-                self._instance.event_log_storage.get_latest_storage_id_by_partition(
-                    dg.AssetKey(asset), dg.DagsterEventType.ASSET_MATERIALIZATION
-                )
+    def _run_without_result(self, asset: str, partition: str | None, record: CheckRecord | None) -> dg.RunRecord | None:
+        """The latest run that was to make the asset (of the partition), where it is newer than the result."""
+        for run in self._runs:
+            if not _is_of(run.dagster_run, asset, partition):
+                continue
+            newer = record is None or (
+                run.dagster_run.run_id != record.run_id and run.create_timestamp.timestamp() > record.at.timestamp()
             )
-        return known.get(partition)
+            return run if newer else None
+        return None
 
-    def _outdated(
-        self, info: CheckInfo, partition: str | None, record: AssetCheckExecutionRecord, same_input: bool, scope: str
-    ) -> str:
-        if not same_input:
-            return "Never ran for today's input: the ids or PAYOUT_WORKERS have changed since."
-        today = scope_of(info.asset, self._settings)
-        # An endpoint may move while its answers stay what they are; a result for another table says nothing of this one.
-        if info.asset != FETCHED and scope != today:
-            return f"Never ran for {today}: it looked at {scope or 'another place'}."
-        latest = self._latest_materialization(info.asset, partition)
-        evaluation: Any = record.evaluation
-        target = evaluation.target_materialization_data
-        # Without a target the check ran in the same run as the asset (an unpartitioned asset in a partition's run).
-        if latest is not None and target is not None and target.storage_id < latest:
-            return f"{info.asset} was materialized again since, and this check was not made after it."
-        return ""
+
+def _is_of(run: dg.DagsterRun, asset: str, partition: str | None) -> bool:
+    """Whether the run makes ``asset``: by its selection, or by its job where it has none."""
+    if run.tags.get(_PARTITION_TAG) != partition:
+        return False
+    if run.asset_selection is not None:
+        return dg.AssetKey(asset) in run.asset_selection
+    if run.asset_check_selection is not None:
+        return False
+    return asset in {"goldsky_backfill": (FETCHED, STORED), "truth_view": (VIEW,)}.get(run.job_name, ())

@@ -1,30 +1,15 @@
-"""A verdict as Dagster shows it, and read back from what Dagster stored.
-
-Both directions stand side by side: the report shows the very numbers that the UI shows, and computes none.
-"""
+"""A verdict as Dagster shows it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dagster as dg
 
 from payout_pipeline.scrub import escape_controls, scrub
 from payout_pipeline.verdict import Severity, Table, Value, Verdict
 
-if TYPE_CHECKING:
-    from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluation
-
-EXPECTED = "expected"
-ACTUAL = "actual"
-SQL = "sql"
-REPAIR = "what to do"
-#: Of the input that was judged (``worklist.py``) and of where it was looked at; the report compares them with today's.
-INPUT = "input fingerprint"
-SCOPE = "looked at"
 _SEVERITIES = {Severity.ERROR: dg.AssetCheckSeverity.ERROR, Severity.WARN: dg.AssetCheckSeverity.WARN}
-_FENCE = "```sql\n"
 
 
 def _clean(text: str) -> str:
@@ -62,68 +47,25 @@ def _table(table: Table) -> dg.MetadataValue[Any]:
     return dg.MetadataValue.table(records=records, schema=dg.TableSchema(columns=columns))
 
 
-def to_result(verdict: Verdict, asset: str, fingerprint: str, scope: str) -> dg.AssetCheckResult:
-    """The verdict as Dagster's result of a check of ``asset``, scrubbed."""
+def to_result(verdict: Verdict, asset: str) -> dg.AssetCheckResult:
+    """The verdict as Dagster's result of a check of ``asset``, scrubbed. One with nothing to check passes there, and says so."""
     metadata: dict[str, dg.MetadataValue[Any]] = {
-        EXPECTED: _typed(verdict.expected),
-        ACTUAL: _typed(verdict.actual),
+        "expected": _typed(verdict.expected),
+        "actual": _typed(verdict.actual),
     }
     for name, value in verdict.facts.items():
         metadata[name] = _typed(value)
     for table in verdict.tables:
         metadata[table.title] = _table(table)
     if verdict.repair:
-        metadata[REPAIR] = dg.MetadataValue.md(_clean(verdict.repair))
+        metadata["what to do"] = dg.MetadataValue.md(_clean(verdict.repair))
     if verdict.sql:
-        metadata[SQL] = dg.MetadataValue.md(f"{_FENCE}{_clean(verdict.sql.strip())}\n```")
-    metadata[INPUT] = dg.MetadataValue.text(fingerprint)
-    metadata[SCOPE] = dg.MetadataValue.text(_clean(scope))
+        metadata["sql"] = dg.MetadataValue.md(f"```sql\n{_clean(verdict.sql.strip())}\n```")
     return dg.AssetCheckResult(
         asset_key=asset,
         check_name=verdict.check,
-        passed=verdict.passed,
+        passed=verdict.passed or verdict.nothing,
         severity=_SEVERITIES[verdict.severity],
-        description=_clean(verdict.description),
+        description=_clean(f"Nothing to check: {verdict.description}" if verdict.nothing else verdict.description),
         metadata=metadata,
     )
-
-
-def _cell(value: object) -> Value:
-    return value if isinstance(value, (bool, int, float, str)) else ""
-
-
-def _plain(value: dg.MetadataValue[Any]) -> Value:
-    held = value.value
-    return held if isinstance(held, (bool, int, float, str)) else str(held)
-
-
-def from_evaluation(evaluation: AssetCheckEvaluation) -> tuple[Verdict, str, str]:
-    """The verdict that was stored, with its input fingerprint and its scope (empty where it has none)."""
-    metadata: Mapping[str, dg.MetadataValue[Any]] = evaluation.metadata
-    tables: list[Table] = []
-    facts: dict[str, Value] = {}
-    for name, value in metadata.items():
-        if isinstance(value, dg.TableMetadataValue):
-            columns = tuple(column.name for column in value.schema.columns)
-            rows = tuple(tuple(_cell(record.data.get(column)) for column in columns) for record in value.records)
-            tables.append(Table(name, columns, rows))
-        elif name not in (EXPECTED, ACTUAL, SQL, REPAIR, INPUT, SCOPE):
-            facts[name] = _plain(value)
-
-    def text(name: str) -> str:
-        return str(metadata[name].value) if name in metadata else ""
-
-    sql = text(SQL)
-    verdict = Verdict(
-        check=evaluation.check_name,
-        passed=evaluation.passed,
-        severity=Severity.WARN if evaluation.severity is dg.AssetCheckSeverity.WARN else Severity.ERROR,
-        description=evaluation.description or "",
-        expected=_plain(metadata[EXPECTED]) if EXPECTED in metadata else "",
-        actual=_plain(metadata[ACTUAL]) if ACTUAL in metadata else "",
-        tables=tuple(tables),
-        sql=sql.removeprefix(_FENCE).removesuffix("\n```"),
-        repair=text(REPAIR),
-        facts=facts,
-    )
-    return verdict, text(INPUT), text(SCOPE)

@@ -14,8 +14,6 @@ from payout_pipeline.commands.output import console, print_json
 from payout_pipeline.verdict import Severity
 
 if TYPE_CHECKING:
-    import dagster as dg
-
     from payout_pipeline.report import Report
     from payout_pipeline.settings import Settings
 
@@ -58,12 +56,13 @@ def verify_command(json_wanted: bool, workers: tuple[int, ...], accept_loss: boo
 def _verify(settings: Settings, workers: Sequence[int], *, accept_loss: bool) -> Report:
     import dagster as dg
 
+    from payout_pipeline.checks.verify import run_all_checks
     from payout_pipeline.instance import ensure_dagster_home
     from payout_pipeline.report import build_report
 
     ensure_dagster_home()
     if accept_loss:
-        from payout_pipeline.verification.baseline import accept_baseline  # type: ignore[import-not-found]
+        from payout_pipeline.verification.baseline import accept_baseline
 
         accept_baseline(settings)
     with dg.DagsterInstance.get() as instance:
@@ -81,27 +80,3 @@ def _not_made_since(started: datetime, report: Report, workers: Sequence[int]) -
         and (status.partition is None or status.partition in keys)
         and (status.at is None or status.at < started)
     ]
-
-
-def run_all_checks(settings: Settings, instance: dg.DagsterInstance, workers: Sequence[int] = ()) -> None:
-    """Make the checks of the workers (all unless named), then those of the view, as runs of ``instance``."""
-    import dagster as dg
-
-    from payout_pipeline.checks.catalogue import FETCHED, STORED, VIEW, checks_of
-    from payout_pipeline.conditions import partition_key
-    from payout_pipeline.definitions import build_defs
-
-    defs = build_defs(settings)
-    everything = defs.resolve_implicit_global_asset_job_def()
-    quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
-    chosen = workers or range(1, settings.workers + 1)
-    runs = [((FETCHED, STORED), partition_key(number, settings.workers)) for number in chosen]
-    for assets, key in [*runs, ((VIEW,), "")]:
-        checks = {dg.AssetCheckKey(dg.AssetKey(a), info.name) for a in assets for info in checks_of(a, settings)}
-        job = everything.get_subset(asset_selection=frozenset(), asset_check_selection=checks)
-        job.execute_in_process(
-            instance=instance,
-            run_config=quiet,
-            tags={"dagster/partition": key} if key else None,
-            raise_on_error=False,  # a failed check is a result
-        )

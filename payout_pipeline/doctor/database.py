@@ -58,7 +58,8 @@ def _tables(session: Session, settings: Settings) -> Iterator[Finding]:
 
 
 def _target(session: Session, settings: Settings) -> Finding:
-    from payout_pipeline.warehouse.schema import check_target, inspect_table
+    from payout_pipeline.warehouse.schema import inspect_table
+    from payout_pipeline.warehouse.target import check_target
 
     name = QualifiedName.parse(settings.target_table)
     target = inspect_table(session, name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -13,15 +12,15 @@ from typing import TYPE_CHECKING
 from payout_pipeline.doctor.finding import Finding, Level
 from payout_pipeline.errors import PayoutPipelineError
 from payout_pipeline.scrub import excerpt
-from payout_pipeline.verification import FRESH_WITHIN
+from payout_pipeline.verification.goldsky_payouts import FRESH_WITHIN
 from payout_pipeline.words import counted, duration, share
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from payout_pipeline.chunks import Worklist
     from payout_pipeline.goldsky.client import GoldskyClient
     from payout_pipeline.settings import Settings
-    from payout_pipeline.worklist import Worklist
 
 #: Schema and head; the sample; once more what an answer left out; once more where the block is not kept.
 MAX_REQUESTS = 4
@@ -47,14 +46,14 @@ def ask_goldsky(settings: Settings, worklist: Worklist, now: datetime) -> tuple[
 
 def _sample(settings: Settings, worklist: Worklist) -> list[str]:
     """Ids spread evenly over the whole list, as many as one query may carry; none in scan mode."""
-    from payout_pipeline.conditions import read_conditions
+    from payout_pipeline.chunks import read_input
 
     if not worklist.ids:
         return []
     size = min(SAMPLE, settings.goldsky_batch_size, worklist.ids)
-    with contextlib.closing(read_conditions(settings.condition_ids_file)) as file:
-        positions = [index * worklist.ids // size for index in range(size)]
-        return [file.ids(position, position + 1)[0] for position in positions]
+    found = read_input(settings.condition_ids_file)
+    positions = [index * worklist.ids // size for index in range(size)]
+    return [found.ids(position, position + 1)[0] for position in positions]
 
 
 @dataclass

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
+from payout_pipeline.chunks import Worklist, read_worklist
 from payout_pipeline.doctor.finding import Finding
 from payout_pipeline.errors import PayoutPipelineError
 from payout_pipeline.scrub import scrub
 from payout_pipeline.settings import Settings
 from payout_pipeline.words import counted, duration
-from payout_pipeline.worklist import Worklist, read_worklist
 
 #: On disk for each id, generously: ledger, its batches while a run is going, and the embedded database.
 _BYTES_PER_ID = 1_500

@@ -29,7 +29,7 @@ from payout_pipeline.goldsky import answers
 from payout_pipeline.goldsky.answers import AnswerFault, Pin, RawCondition, SubgraphInfo
 from payout_pipeline.goldsky.circuit import Circuit
 from payout_pipeline.goldsky.classify import Fault, FaultKind, classify_errors, is_indexing_error
-from payout_pipeline.goldsky.pacing import OutageSeenError, Pacer, StoppedError, sleep_or_stop
+from payout_pipeline.goldsky.pacing import Pacer, StoppedError, sleep_or_stop
 from payout_pipeline.goldsky.transport import Answer, GoldskyTransport, collector_paused
 from payout_pipeline.scrub import excerpt
 
@@ -158,12 +158,8 @@ class GoldskyClient:
         stop: asyncio.Event | None = None,
         on_wait: Callable[[str, float], None] | None = None,
         tls: ssl.SSLContext | None = None,
-        precedence: int = 0,
     ) -> GoldskyClient:
-        """A client for ``GOLDSKY_ENDPOINT`` on the rate limit of the machine (or of ``PAYOUT_LIMITER_URL``).
-
-        ``precedence``: see :class:`Pacer`.
-        """
+        """A client for ``GOLDSKY_ENDPOINT`` on the rate limit of the machine (or of ``PAYOUT_LIMITER_URL``)."""
         pacer = Pacer.open(
             settings.goldsky_endpoint,
             settings.goldsky_rate_limit,
@@ -173,7 +169,6 @@ class GoldskyClient:
             max_retry_after=settings.goldsky_max_retry_after_seconds,
             stop=stop,
             on_wait=on_wait,
-            precedence=precedence,
         )
         return cls(
             settings.goldsky_endpoint,
@@ -290,6 +285,13 @@ class GoldskyClient:
         result.duration = time.monotonic() - started
         return result
 
+    batches_per_request = 1
+    shrunk_because = ""
+
+    async def fetch_batches(self, batches: Sequence[Sequence[str]], pin: Pin) -> list[BatchAnswer]:
+        """An answer for each batch."""
+        return [await self.fetch_batch(ids, pin) for ids in batches]
+
     async def scan_page(self, after: str, upper: str | None, pin: Pin, first: int = answers.MAX_FIRST) -> ScanPage:
         """The next resolved conditions with ``after`` < id < ``upper`` (hex without 0x; ``""``: all, None: no end).
 
@@ -367,8 +369,6 @@ class GoldskyClient:
                     await self.circuit.ready()
                 try:
                     return await self._send(request, read, counter, patient=patient, probing=probing)
-                except OutageSeenError as outage:
-                    self.circuit.seen(outage.message)
                 except AnswerFault as error:
                     fault = error.fault
                     if fault.kind is FaultKind.RATE_LIMITED:

@@ -1,24 +1,19 @@
-"""Whether a ledger holds each id of its chunk once and no other: exact counts, in little memory."""
+"""Whether a ledger holds each id of its chunk once and no other."""
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from payout_pipeline.conditions import Chunk, IdSpool, hash_ids, unpack_ids
-from payout_pipeline.ledger.rows import empty_counts, packed_column
+from payout_pipeline.chunks import Chunk, PrefixRange
+from payout_pipeline.ledger.rows import counts_of, id_array, ledger_schema
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow as pa
-    from numpy.typing import NDArray
 
 SAMPLE = 20
 """Ids shown of each kind of difference."""
-VERIFIED_AT_ONCE = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -42,64 +37,45 @@ class Accounting:
         return not (self.missing or self.extra or self.duplicated) and sum(self.counts.values()) == self.expected
 
 
-def account(chunk: Chunk, batches: Iterable[pa.RecordBatch]) -> Accounting:
+def account(ids: Chunk | PrefixRange, batches: Iterable[pa.RecordBatch], expected: int) -> Accounting:
     """Compare the ids of a ledger's rows with those of the chunk, exactly.
 
-    ``batches``: rows whose first two columns are ``condition_id`` and ``status``.
+    Args:
+        ids: the chunk; or a range of prefixes, within which each id is to be there at most once.
+        batches: rows whose first two columns are ``condition_id`` and ``status``.
+        expected: number of ids that a range is to have.
     """
-    counts: Counter[str] = Counter(empty_counts())
-    digest = hashlib.sha256()
-    odd: list[str] = []
-    spool = IdSpool()
-    try:
-        for batch in batches:
-            counts.update({row["values"]: row["counts"] for row in batch.column(1).value_counts().to_pylist()})
-            packed, strange = packed_column(batch.column(0))
-            digest.update(packed)
-            spool.extend(packed)
-            odd.extend(strange)
-        spool.flush()
-        if not odd and len(spool) == chunk.count and digest.hexdigest() == chunk.sha256:
-            # The same ids in the same order; distinct, since the chunk's are.
-            return Accounting(chunk.count, chunk.count, 0, 0, 0, dict(counts))
-        return compare_ids(chunk, spool, odd, dict(counts))
-    finally:
-        spool.close()
+    import pyarrow as pa
+    import pyarrow.compute as pc
 
-
-def compare_ids(chunk: Chunk, stored: IdSpool, odd: list[str], counts: dict[str, int]) -> Accounting:
-    """Exact comparison of two sets of ids, a portion of the hash space at a time."""
-    import numpy as np
-
-    portions = max(1, -(-max(chunk.count, len(stored)) // VERIFIED_AT_ONCE))
-    missing = duplicated = 0
-    extra = len(odd)
-    samples: dict[str, list[str]] = {"missing": [], "extra": [repr(text[:80]) for text in odd[:SAMPLE]], "twice": []}
-
-    def part(blocks: Callable[[], Iterator[bytes]], portion: int) -> NDArray[np.bytes_]:
-        chosen = [
-            np.frombuffer(block, dtype="S32")[hash_ids(block) % np.uint64(portions) == portion] for block in blocks()
-        ]
-        return np.concatenate(chosen) if chosen else np.empty(0, dtype="S32")
-
-    def note(kind: str, ids: NDArray[np.bytes_]) -> None:
-        room = SAMPLE - len(samples[kind])
-        if room > 0:
-            samples[kind].extend(unpack_ids(np.ascontiguousarray(ids[:room]).tobytes()))
-
-    for portion in range(portions):
-        wanted = part(chunk.blocks, portion)
-        have, times = np.unique(part(stored.blocks, portion), return_counts=True)
-        lost = wanted[~np.isin(wanted, have)]
-        more = have[~np.isin(have, wanted)]
-        twice = have[times > 1]
-        missing += len(lost)
-        extra += len(more)
-        duplicated += int((times - 1).sum())
-        note("missing", lost)
-        note("extra", more)
-        note("twice", twice)
+    parts = [batch.select(["condition_id", "status"]) for batch in batches]
+    columns = ledger_schema()
+    table = pa.Table.from_batches(parts, pa.schema([columns.field("condition_id"), columns.field("status")]))
+    stored = table["condition_id"].combine_chunks()
+    tally = stored.value_counts()
+    there, times = tally.field(0), tally.field(1)
+    twice = there.filter(pc.greater(times, 1))
+    if isinstance(ids, PrefixRange):
+        known = pc.is_in(pc.utf8_slice_codeunits(there, 0, 2), value_set=pa.array(ids.prefixes, pa.string()))
+        missing, lost = there.slice(0, 0), max(0, expected - len(stored))
+    else:
+        wanted = id_array(ids)
+        known = pc.is_in(there, value_set=wanted)
+        missing = wanted.filter(pc.invert(pc.is_in(wanted, value_set=there)))
+        expected, lost = len(wanted), len(missing)
+    extra = there.filter(pc.invert(known))
     return Accounting(
-        chunk.count, len(stored) + len(odd), missing, extra, duplicated, counts,
-        samples["missing"], samples["extra"], samples["twice"],
-    )  # fmt: skip
+        expected=expected,
+        rows=len(stored),
+        missing=lost,
+        extra=len(extra),
+        duplicated=len(stored) - len(there),
+        counts=counts_of(table),
+        missing_sample=_shown(missing),
+        extra_sample=_shown(extra),
+        duplicated_sample=_shown(twice),
+    )
+
+
+def _shown(ids: Any) -> list[str]:
+    return [str(i) if i and len(i) == 64 and i.isalnum() else ascii(i)[:80] for i in ids.slice(0, SAMPLE).to_pylist()]

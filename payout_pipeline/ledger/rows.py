@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import binascii
+import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
-from payout_pipeline.conditions import ID_DIGITS
+from payout_pipeline.chunks import Chunk
 from payout_pipeline.payouts import InvalidVector, Vector
 
 if TYPE_CHECKING:
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
 Status = Literal["resolved", "unresolved", "absent", "invalid", "failed"]
 STATUSES: tuple[Status, ...] = ("resolved", "unresolved", "absent", "invalid", "failed")
 ERROR_STATUSES: tuple[Status, ...] = ("invalid", "failed")
-_HEX_DIGITS = b"0123456789abcdef"
+_ID = re.compile(r"[0-9a-f]{64}")
+_IDS_AT_ONCE = 1 << 14
+_LONGEST_TEXT = 500
+_MILLISECONDS_FROM = 10**11  # in seconds the year 5138, in milliseconds 1973
 
 
 def ledger_schema() -> pa.Schema:
@@ -70,150 +74,117 @@ def rows_from_answer(
     """
     import pyarrow as pa
 
-    times = resolved_at or {}
-    faults = failed or {}
-    statuses: list[str] = []
-    payouts: list[str | None] = []
-    numerators: list[tuple[int, ...] | None] = []
-    denominators: list[int | None] = []
-    winners: list[int | None] = []
-    seconds: list[int | None] = []
-    errors: list[str | None] = []
+    times, faults = resolved_at or {}, failed or {}
+    rows: list[dict[str, Any]] = []
     for condition_id in asked:
-        vector: Vector | InvalidVector | None = None
-        error: str | None = None
+        row: dict[str, Any] = {"condition_id": condition_id, "status": "absent"}
         if condition_id in faults:
-            status, error = "failed", faults[condition_id] or "no answer"
-        elif condition_id not in answered:
-            status = "absent"
-        else:
+            row |= {"status": "failed", "error": faults[condition_id] or "no answer"}
+        elif condition_id in answered:
             vector = answered[condition_id]
-            status = "unresolved"
-        if type(vector) is Vector:
-            statuses.append("resolved")
-            numerators.append(vector.numerators)
-            denominators.append(vector.denominator)
-            winners.append(vector.winning_index)
-            seconds.append(times.get(condition_id))
-        else:
+            row |= {"status": "unresolved", "payouts": raw.get(condition_id)}
             if isinstance(vector, InvalidVector):
-                status, error = "invalid", vector.reason
-            statuses.append(status)
-            numerators.append(None)
-            denominators.append(None)
-            winners.append(None)
-            seconds.append(None)
-        payouts.append(raw.get(condition_id) if error is None or status == "invalid" else None)
-        errors.append(error)
-    schema = ledger_schema()
-    count = len(statuses)
-    columns: list[Any] = [
-        list(asked), statuses, payouts, numerators, denominators, winners, seconds,
-        pa.repeat(pa.scalar(block_number, pa.uint64()), count),
-        pa.repeat(pa.scalar(fetched_at, pa.timestamp("ms", "UTC")), count),
-        errors,
-    ]  # fmt: skip
-    arrays = [
-        pa.array(values, type=kind.type) if isinstance(values, list) else values
-        for values, kind in zip(columns, schema, strict=True)
-    ]
-    return pa.Table.from_arrays(arrays, schema=schema)
+                row |= {"status": "invalid", "error": vector.reason}
+            elif vector is not None:
+                row |= {
+                    "status": "resolved",
+                    "payout_numerators": vector.numerators,
+                    "payout_denominator": vector.denominator,
+                    "winning_index": vector.winning_index,
+                    "resolved_at": times.get(condition_id),
+                }
+        rows.append(row | {"block_number": block_number, "fetched_at": fetched_at})
+    return pa.Table.from_pylist(rows, schema=ledger_schema())
 
 
 def counts_of(table: pa.Table) -> dict[str, int]:
     """Rows by status, each status there."""
-    counts = empty_counts()
+    counts: dict[str, int] = dict.fromkeys(STATUSES, 0)
     for row in table["status"].combine_chunks().value_counts().to_pylist():
-        counts[row["values"]] += row["counts"]
+        counts[row["values"]] = counts.get(row["values"], 0) + row["counts"]
     return counts
 
 
-def packed_column(column: Any) -> tuple[bytes, list[str]]:
-    """The ids of a string column, packed, and those that are no normalised ids (left out of the first)."""
+def id_array(chunk: Chunk) -> pa.StringArray:
+    """The ids of a chunk in order."""
     import pyarrow as pa
+
+    parts = [
+        pa.array(chunk.ids(start, start + _IDS_AT_ONCE), pa.string()) for start in range(0, chunk.count, _IDS_AT_ONCE)
+    ]
+    return pa.concat_arrays([pa.array([], pa.string()), *parts])
+
+
+def fault_in_rows(table: pa.Table) -> str | None:
+    """Why a table cannot be rows of a ledger; None if it can."""
     import pyarrow.compute as pc
 
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
-    plain = _packed_if_plain(column)
-    if plain is not None:
-        return plain, []
-    good = pc.fill_null(pc.match_substring_regex(column, r"\A[0-9a-f]{64}\z"), False)
-    odd = [str(value) for value in column.filter(pc.invert(good)).to_pylist()]
-    return _packed_if_plain(column.filter(good)) or b"", odd
-
-
-def _packed_if_plain(column: Any) -> bytes | None:
-    """The ids of a string array, packed; None where one of them is no normalised id."""
-    import numpy as np
-
-    if column.null_count:
-        return None
-    if not len(column):
-        return b""
-    _, places, digits = column.buffers()
-    ends = np.frombuffer(places, dtype=np.int32)[column.offset : column.offset + len(column) + 1]
-    if not bool((np.diff(ends) == ID_DIGITS).all()):
-        return None
-    # All lengths are 64, so the digits lie one after the other from the first value's place on.
-    text = digits.slice(int(ends[0]), ID_DIGITS * len(column)).to_pybytes()
-    return None if text.translate(None, _HEX_DIGITS) else binascii.unhexlify(text)
-
-
-def packed_rows(table: pa.Table) -> tuple[bytes, str | None]:
-    """The ids of a table, packed, and why its rows cannot be rows of a ledger (None: they can)."""
     if not table.schema.remove_metadata().equals(ledger_schema()):
-        return b"", f"its columns are {', '.join(f'{item.name} {item.type}' for item in table.schema)}"[:500]
-    packed, odd = packed_column(table["condition_id"])
+        return f"its columns are {', '.join(f'{item.name} {item.type}' for item in table.schema)}"[:500]
+    odd = [i for i in table["condition_id"].to_pylist() if i is None or not _ID.fullmatch(i)]
     if odd:
-        return packed, f"{len(odd)} ids are not 64 lower-case hex digits, the first is {odd[0][:80]!a}"
-    return packed, _fault_in_rows(table)
-
-
-def _fault_in_rows(table: pa.Table) -> str | None:
-    """What in the columns beside the id cannot be in a ledger; None if all of it can."""
-    import numpy as np
-    import pyarrow.compute as pc
-
+        return f"{len(odd)} ids are not 64 lower-case hex digits, the first is {str(odd[0])[:80]!a}"
     status = table["status"].combine_chunks()
-    if status.null_count or not set(status.unique().to_pylist()) <= set(STATUSES):
+    if not set(status.unique().to_pylist()) <= set(STATUSES):
         return f"a status is none of {', '.join(STATUSES)}"
+    resolved = pc.equal(status, "resolved")
+    failed = pc.is_in(status, value_set=_strings(ERROR_STATUSES))
+    for name, expected, which in (
+        ("payout_numerators", resolved, "resolved"),
+        ("payout_denominator", resolved, "resolved"),
+        ("winning_index", resolved, "resolved"),
+        ("error", failed, "invalid and failed"),
+    ):
+        if not pc.is_valid(table[name].combine_chunks()).equals(expected):
+            return f"{name} has to be there for {which} ids and for no others"
     for name in ("block_number", "fetched_at"):  # a damaged footer can take a whole column away
         if table[name].null_count:
             return f"{name} has to be there for every id"
-    resolved = pc.equal(status, "resolved")
-
-    def is_there(name: str) -> Any:
-        return pc.is_valid(table[name].combine_chunks())
-
-    for name in ("payout_numerators", "payout_denominator", "winning_index"):
-        if not is_there(name).equals(resolved):
-            return f"{name} has to be there for resolved ids and for no others"
-    if not is_there("error").equals(pc.or_(*(pc.equal(status, name) for name in ERROR_STATUSES))):
-        return "error has to be there for invalid and failed ids and for no others"
-    vectors = table["payout_numerators"].combine_chunks().filter(resolved)
-    if not len(vectors):
-        return None
-    lengths = pc.list_value_length(vectors).to_numpy(zero_copy_only=False)
-    if int(lengths.min()) < 1:
-        return "a vector is empty"
-    flat = vectors.flatten()
-    if flat.null_count:
-        return "a numerator is null"
-    values = flat.to_numpy(zero_copy_only=False)
-    starts = np.concatenate(([0], np.cumsum(lengths)[:-1]))
-    # In two halves, since a sum of UInt64 wraps without a word.
-    low = np.add.reduceat(values & np.uint64(0xFFFFFFFF), starts)
-    high = np.add.reduceat(values >> np.uint64(32), starts) + (low >> np.uint64(32))
-    if int(high.max()) >= 2**32:
-        return "a vector's numerators sum to more than 2^64-1"
-    sums = (high << np.uint64(32)) + (low & np.uint64(0xFFFFFFFF))
-    denominators = table["payout_denominator"].combine_chunks().filter(resolved).to_numpy(zero_copy_only=False)
-    if not bool((sums == denominators).all()) or int(denominators.min()) < 1:
-        return "a vector's numerators do not sum to its denominator"
+    vectors = table.filter(resolved)
+    for numerators, denominator in zip(
+        vectors["payout_numerators"].to_pylist(), vectors["payout_denominator"].to_pylist(), strict=True
+    ):
+        if not numerators or None in numerators or not 0 < sum(numerators) == denominator:
+            return f"a vector is {numerators}/{denominator}, whose numerators do not sum to its denominator"[:500]
     return None
 
 
-def empty_counts() -> dict[str, int]:
-    """No row of any status."""
-    return dict.fromkeys(STATUSES, 0)
+def _strings(values: Sequence[str]) -> pa.StringArray:
+    import pyarrow as pa
+
+    return pa.array(list(values), pa.string())
+
+
+def raw_text(value: object) -> str | None:
+    """The payouts as answered, as JSON text; None where there are none. Numbers keep the digits that were sent."""
+    from payout_pipeline.goldsky.answers import JSONNumber
+
+    if value is None:
+        return None
+    if isinstance(value, list):
+        return "[" + ",".join(raw_text(item) or "null" for item in value) + "]"
+    return str(value) if isinstance(value, JSONNumber) else json.dumps(value, ensure_ascii=False)
+
+
+def cut(text: str | None, longest: int = _LONGEST_TEXT) -> str | None:
+    """A text of an answer that is no vector, at most so many characters of it."""
+    if text is None or len(text) <= longest:
+        return text
+    return f"{text[:longest]}… ({len(text):,} characters)"
+
+
+def resolution_seconds(value: object) -> tuple[int | None, bool]:
+    """A ``resolutionTimestamp`` in seconds since 1970, and whether it can be one.
+
+    Milliseconds are recognised by their size. Null and 0 are how subgraphs write an unknown time. What is negative, beyond
+    2106-02-07 (the end of ClickHouse's DateTime) or no number is none.
+    """
+    if value is None:
+        return None, True
+    try:
+        seconds = int(str(value))
+    except ValueError:
+        return None, False
+    if seconds >= _MILLISECONDS_FROM:
+        seconds //= 1000
+    return (seconds or None, True) if 0 <= seconds < 2**32 else (None, False)

@@ -2,505 +2,291 @@
 
 from __future__ import annotations
 
-import json
-import threading
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from payout_pipeline.conditions import ID_BYTES, Batch, IdSpool, hash_ids, pack_ids, unpack_ids
+from payout_pipeline.chunks import Chunk, PrefixRange
 from payout_pipeline.errors import LedgerError
-from payout_pipeline.ledger.files import (
-    BATCH_NAME,
-    FACTS_KEY,
-    ROWS_IN_GROUP,
-    RUNNING,
-    LedgerFiles,
-    batch_name,
-    parquet_options,
-)
-from payout_pipeline.ledger.plans import Facts, Pin, RunPlan, SnapshotInfo, now
-from payout_pipeline.ledger.rows import Status, counts_of, empty_counts, ledger_schema, packed_column, packed_rows
-from payout_pipeline.storage import join
+from payout_pipeline.ledger import files
+from payout_pipeline.ledger.changes import COMPARED_COLUMNS, compare
+from payout_pipeline.ledger.info import Pin, SnapshotInfo, now
+from payout_pipeline.ledger.ledger import Ledger
+from payout_pipeline.ledger.rows import STATUSES, Status, counts_of, fault_in_rows, id_array, ledger_schema
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow as pa
-    from numpy.typing import NDArray
 
 
 class RunningLedger:
-    """A run that is going: batches are written as their answers come, in any order and from several threads."""
+    """A run that is going: batches are written as their answers come, in any order; `start_run` makes one.
 
-    def __init__(self, files: LedgerFiles, plan: RunPlan, facts: Facts, remaining: IdSpool | None) -> None:
-        self._files = files
-        self._plan = plan
-        self._facts = facts
-        self._remaining = remaining
-        self._lock = threading.Lock()
-        self._finished: set[int] = set()
-        self._partial: set[int] = set()
-        self._totals = empty_counts()
-        self._totals["resolved"] = facts.carried
-        self._unbroken = 0
-        self._result: SnapshotInfo | None = None
-        # Of the batches that this process wrote; they are asked again, and need not be read from disk for that.
-        self._absent: dict[int, bytes] = {}
-        self.notes: dict[int, str] = {}
-        """What the writer noted with each batch (a scan: where it stands)."""
+    In a list a batch is ``batch_size`` ids; in a scan it is one prefix, counted from the first of the range.
+    """
 
-    @classmethod
-    def of_finished(cls, files: LedgerFiles, plan: RunPlan, finished: SnapshotInfo) -> RunningLedger:
-        """The run of a finished snapshot: nothing is left to be asked."""
-        facts = Facts(
-            finished.snapshot_id, finished.fingerprint, finished.refetch, finished.started_at, plan.ids, None,
-            finished.carried, finished.batches, finished.pin,
-        )  # fmt: skip
-        running = cls(files, plan, facts, None)
-        running._result = finished
-        running._finished = set(range(finished.batches))
-        return running
+    def __init__(self, ledger: Ledger, info: SnapshotInfo, ids: Chunk | PrefixRange) -> None:
+        self._ledger, self.info, self._ids = ledger, info, ids
+        self._asked: pa.StringArray | None = None  # where it is not the whole chunk
+        self.carried = 0
+        self._on_disk: dict[int, dict[str, int]] = {}
+        if isinstance(ids, Chunk):
+            self.ids_total = ids.count
+            self._take_carried(ids)
+            self.batch_count = -(-(ids.count - self.carried) // info.batch_size)
+        else:
+            self.ids_total = 0
+            self.batch_count = len(ids.prefixes)
+        self._load_batches()
+        self._retried = {index for index, counts in self._on_disk.items() if counts["failed"]}
 
     # -- facts
 
     @property
-    def run_id(self) -> str:
-        """The id of this run; it becomes the id of the snapshot."""
-        return self._facts.run_id
-
-    @property
-    def started_at(self) -> str:
-        """When the run began (ISO 8601, UTC), before any interruption."""
-        return self._facts.started_at
-
-    @property
-    def complete(self) -> bool:
-        """Whether nothing is left to be asked, since `finish` has been done before."""
-        return self._result is not None
-
-    @property
-    def ids_total(self) -> int:
-        """Ids of the chunk, carried ones included; 0 in a scan."""
-        return self._facts.ids
-
-    @property
-    def carried(self) -> int:
-        """Resolved ids taken over from the former snapshot."""
-        return self._facts.carried
-
-    @property
-    def batch_count(self) -> int:
-        """Number of batches to ask; in a scan those written so far."""
-        return len(self._finished) if self._facts.batches is None else self._facts.batches
-
-    @property
-    def finished_batches(self) -> set[int]:
-        """The batches that are on disk and need not be asked (a copy)."""
-        with self._lock:
-            return set(self._finished)
-
-    @property
-    def partial_batches(self) -> set[int]:
-        """The batches on disk of which failed ids are asked again (a copy)."""
-        with self._lock:
-            return set(self._partial)
+    def pin(self) -> Pin:
+        """The block of this run."""
+        return self.info.pin
 
     @property
     def missing_batches(self) -> list[int]:
-        """The batches still to be asked, in order."""
-        with self._lock:
-            return [index for index in range(self._facts.batches or 0) if index not in self._finished]
+        """The batches still to be asked, in order: not on disk yet, or with ids that failed before an interruption."""
+        return [index for index in range(self.batch_count) if index not in self._on_disk or index in self._retried]
 
     @property
     def counts(self) -> dict[str, int]:
-        """Ids by status: carried ones and those of the batches on disk, without those that are asked again."""
-        if self._result is not None:
-            return dict(self._result.counts)
-        with self._lock:
-            return dict(self._totals)
+        """Ids by status: carried ones and those of the batches on disk."""
+        batches = list(self._on_disk.values())
+        counts = {str(status): sum(batch[status] for batch in batches) for status in STATUSES}
+        counts["resolved"] += self.carried
+        return counts
 
     @property
     def batches_done(self) -> int:
-        """Number of batches on disk that need not be asked again."""
-        with self._lock:
-            return len(self._finished)
+        """Number of batches on disk."""
+        return len(self._on_disk)
 
     @property
     def last_batch_index(self) -> int:
-        """The last batch of the unbroken row of finished ones from the first on; -1: none."""
-        with self._lock:
-            while self._unbroken in self._finished:
-                self._unbroken += 1
-            return self._unbroken - 1
+        """The last batch of the unbroken row of those on disk from the first on; -1: none."""
+        return next((index for index in range(self.batch_count) if index not in self._on_disk), self.batch_count) - 1
 
-    @property
-    def pin(self) -> Pin | None:
-        """The block of this run; None until `set_pin`."""
-        return self._facts.pin
+    # -- resuming
 
-    def set_pin(self, pin: Pin) -> bool:
-        """Fix the block of this run, durably, before the first batch.
-
-        Rows of another deployment are never mixed into a snapshot: where the carried rows come from another one, this
-        run asks all ids instead.
-
-        Returns:
-            Whether the plan of the batches stayed as it was.
-
-        Raises:
-            LedgerError: the run has another pin already.
-        """
-        if self._facts.pin is not None:
-            if self._facts.pin == pin:
-                return True
-            raise LedgerError(f"run {self.run_id} is pinned to block {self._facts.pin.block_number} already")
-        kept = True
-        if self._facts.carried_snapshot is not None:
-            former = self._files.finished()
-            if former is None or former.pin.deployment != pin.deployment:
-                self._files.log(
-                    f"{self._files.partition}: the subgraph's deployment changed since the finished snapshot; "
-                    "asking all ids"
-                )
-                self._totals["resolved"] -= self._facts.carried
-                self._facts.carried_snapshot, self._facts.carried = None, 0
-                self._facts.batches = self._plan.batches(self._facts.ids)
-                self._remaining = None
-                kept = False
-        self._facts.pin = pin
-        self.save_facts()
-        return kept
-
-    def save_facts(self) -> None:
-        """Write run.json."""
-        self._files.store.write(self._key("run.json"), self._facts.to_json().encode())
-
-    def _key(self, name: str) -> str:
-        return join(self._files.prefix, RUNNING, name)
-
-    # -- batches
-
-    def batches(self) -> list[Batch]:
-        """The batches still to be asked (positions among the ids to ask)."""
-        size, total = self._plan.batch_size, self._ids_to_ask_in_all()
-        return [Batch(index, index * size, min((index + 1) * size, total)) for index in self.missing_batches]
-
-    def _ids_to_ask_in_all(self) -> int:
-        return self._facts.ids - self._facts.carried
-
-    def ids_to_ask(self, index: int) -> list[str]:
-        """The ids of a batch that are still to be asked: all of them, or those that failed before the interruption."""
-        with self._lock:
-            if index in self._finished:
-                return []
-            partial = index in self._partial
-        return unpack_ids(self._failed_part(index)[0] if partial else self._packed(index))
-
-    def _packed(self, index: int) -> bytes:
-        size = self._plan.batch_size
-        if self._facts.batches is None or not 0 <= index < self._facts.batches:
-            raise LedgerError(f"there is no batch {index} in run {self.run_id}")
-        if self._remaining is not None:
-            return self._remaining.packed(index * size, (index + 1) * size)
-        assert self._plan.chunk is not None  # noqa: S101
-        return self._plan.chunk.packed(index * size, (index + 1) * size)
-
-    def _failed_part(self, index: int) -> tuple[bytes, pa.Table]:
-        """The failed ids of a batch on disk, and its rows."""
+    def _take_carried(self, chunk: Chunk) -> None:
         import pyarrow.compute as pc
 
-        _, _, table = self._files.read_batch(batch_name(index))
-        failed = table.filter(pc.equal(table["status"], "failed"))
-        return pack_ids(failed["condition_id"].to_pylist()), table
-
-    def write_batch(self, index: int, table: pa.Table | pa.RecordBatch, note: str = "") -> None:
-        """Store the rows of a batch; on disk when this returns, and counted only then. Safe from several threads.
-
-        Args:
-            index: the batch (in a scan: any new number).
-            table: rows of `ledger_schema`, exactly the ids of `ids_to_ask` in their order.
-            note: text kept with the batch.
-
-        Raises:
-            LedgerError: the rows are not those of the batch, or the run has no pin yet; nothing was written.
-            StorageError: the place cannot be written; the batch does not count.
-        """
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        if self._facts.pin is None or self._result is not None:
-            raise LedgerError(f"run {self.run_id} takes no batch: it has no pin yet, or is finished")
-        if isinstance(table, pa.RecordBatch):
-            table = pa.Table.from_batches([table])
-        self._check_rows(index, table)
-        with self._lock:
-            if index in self._finished:
-                raise LedgerError(f"batch {index} of run {self.run_id} is finished already")
-            partial = index in self._partial
-        if partial:
-            _, former = self._failed_part(index)
-            kept = former.filter(pc.not_equal(former["status"], "failed"))
-            rows = self._in_order(index, pa.concat_tables([kept, table]))
-        else:
-            rows = table
-        self._write(index, rows, note)
-        with self._lock:
-            self._finished.add(index)
-            self._partial.discard(index)
-            # Of a batch with failed ids the others were counted when it was loaded.
-            self._add(counts_of(table), 1)
-            if note:
-                self.notes[index] = note
-
-    def _add(self, counts: Mapping[str, int], sign: int) -> None:
-        for status, count in counts.items():
-            self._totals[status] += sign * count
-
-    def ids_with_status(self, status: Status, without: Collection[int] = ()) -> Iterator[tuple[int, list[str]]]:
-        """The ids of a status, batch by batch, of the batches on disk but ``without`` these.
-
-        Raises:
-            LedgerError: a batch was damaged meanwhile.
-        """
-        import pyarrow.compute as pc
-
-        if not self._totals[status]:
+        key = self._ledger.key(files.CARRIED)
+        try:
+            carried = id_column(files.read_rows(self._ledger.store, key, ["condition_id"]))
+        except FileNotFoundError:
             return
-        for index in sorted(self.finished_batches.difference(without)):
-            if status == "absent" and index in self._absent:
-                yield index, unpack_ids(self._absent[index])
-                continue
-            _, _, table = self._files.read_batch(batch_name(index))
-            yield index, table.filter(pc.equal(table["status"], status))["condition_id"].to_pylist()
+        except LedgerError as error:
+            self._ledger.set_aside(files.CARRIED, str(error))
+            return
+        everything = id_array(chunk)
+        self._asked = everything.filter(pc.invert(pc.is_in(everything, value_set=carried)))
+        self.carried = len(everything) - len(self._asked)
+        self._ledger.log(
+            f"{self._ledger.partition}: carrying {self.carried:,} resolved ids over, asking the other {len(self._asked):,}"
+        )
 
-    def amend(self, index: int, table: pa.Table) -> None:
-        """Replace the rows of some ids of a batch on disk by those of a later answer at the same block.
-
-        Args:
-            index: a batch on disk.
-            table: rows of `ledger_schema`; each id is one of the batch.
-
-        Raises:
-            LedgerError: the rows are not of this batch; nothing was written.
-            StorageError: the place cannot be written; the batch is as it was.
-        """
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        _, own, former = self._files.read_batch(batch_name(index))
-        ids = table["condition_id"]
-        _, fault = packed_rows(table)
-        if fault is None and not pc.all(pc.is_in(ids, value_set=former["condition_id"].combine_chunks())).as_py():
-            fault = "it has ids of another batch"
-        if fault is None and len(set(ids.to_pylist())) != len(ids):
-            fault = "it has an id twice"
-        if fault is not None:
-            raise LedgerError(f"batch {index} of {self._files.partition} is not amended: {fault}")
-        kept = former.filter(pc.invert(pc.is_in(former["condition_id"], value_set=ids.combine_chunks())))
-        merged = self._in_order(index, pa.concat_tables([kept, table]))
-        self._write(index, merged, str(own.get("note") or ""))
-        with self._lock:
-            self._add(counts_of(former), -1)
-            self._add(counts_of(merged), 1)
-
-    def _in_order(self, index: int, table: pa.Table) -> pa.Table:
-        import pyarrow as pa
-
-        position = {condition_id: at for at, condition_id in enumerate(table["condition_id"].to_pylist())}
-        return table.take(pa.array([position[condition_id] for condition_id in unpack_ids(self._packed(index))]))
-
-    def _write(self, index: int, table: pa.Table, note: str) -> None:
-        import pyarrow as pa
-        import pyarrow.compute as pc
-        import pyarrow.parquet as pq
-
-        own = json.dumps({"run": self._facts.to_json(), "batch": index, "note": note})
-        sink = pa.BufferOutputStream()
-        pq.write_table(table.replace_schema_metadata({FACTS_KEY: own.encode()}), sink, **parquet_options(lasting=False))
-        self._files.store.write(self._key(batch_name(index)), sink.getvalue().to_pybytes())
-        self._absent[index] = pack_ids(table.filter(pc.equal(table["status"], "absent"))["condition_id"].to_pylist())
-
-    def _check_rows(self, index: int, table: pa.Table) -> None:
-        packed, fault = packed_rows(table)
-        if fault is None and self._facts.batches is not None:
-            with self._lock:
-                partial = index in self._partial
-            expected = self._failed_part(index)[0] if partial else self._packed(index)
-            if packed != expected:
-                fault = f"its {table.num_rows} ids are not the {len(expected) // ID_BYTES} asked, in their order"
-        elif fault is None:
-            fault = self._fault_in_scan(table)
-        if fault is not None:
-            raise LedgerError(f"batch {index} of {self._files.partition} is not stored: {fault}")
-
-    def _fault_in_scan(self, table: pa.Table) -> str | None:
-        ids = table["condition_id"].to_pylist()
-        assert self._plan.prefixes is not None  # noqa: S101
-        if any(not self._plan.prefixes.holds(condition_id) for condition_id in ids):
-            return "it has ids outside of its range of prefixes"
-        return None if len(set(ids)) == len(ids) else "it has an id twice"
-
-    def load_batches(self) -> None:
-        """Take over the batches on disk after an interruption; set aside what is damaged or of another run."""
-        asked_again = 0
-        for name in self._files.store.names(join(self._files.prefix, RUNNING)):
-            match = BATCH_NAME.fullmatch(name)
-            if name == "run.json":
+    def _load_batches(self) -> None:
+        """Take over the batches on disk; what is damaged or of another run is set aside."""
+        names = self._ledger.store.names(self._ledger.key(files.RUNNING))
+        for name in names:
+            place = f"{files.RUNNING}/{name}"
+            match = files.BATCH_NAME.fullmatch(name)
+            if place in (files.RUN_FACTS, files.CARRIED):
                 continue
             try:
                 if match is None:
                     raise LedgerError("no file of a run")
-                index = int(match[1])
-                facts, own, table = self._files.read_batch(name)
-                if facts.run_id != self.run_id or own.get("batch") != index or facts.pin is None:
-                    raise LedgerError(f"it belongs to batch {own.get('batch')} of run {facts.run_id}")
-                if self._facts.pin is not None and facts.pin != self._facts.pin:
-                    raise LedgerError(f"it was asked at block {facts.pin.block_number} of {facts.pin.deployment}")
-                self._check_rows(index, table)
+                table = self._read_batch(int(match[1]))
+                fault = self._fault(int(match[1]), table, whole=True)
+                if fault is not None:
+                    raise LedgerError(fault)
             except LedgerError as error:
-                self._files.set_aside(join(RUNNING, name), str(error))
+                self._ledger.set_aside(place, str(error))
                 continue
-            if self._facts.pin is None:  # an older run.json was put back; a batch is only written with a pin
-                self._facts.pin = facts.pin
-                self.save_facts()
-            counts = counts_of(table)
-            if own.get("note"):
-                self.notes[index] = str(own["note"])
-            if counts["failed"]:
-                self._partial.add(index)
-                asked_again += counts["failed"]
-                counts["failed"] = 0
-            else:
-                self._finished.add(index)
-            self._add(counts, 1)
-        found = sum(self._totals.values())
-        again = f"; {asked_again:,} failed ids are asked again" if asked_again else ""
-        self._files.log(f"{self._files.partition}: {found:,} of {self._facts.ids:,} ids are on disk{again}")
+            self._on_disk[int(match[1])] = counts_of(table)
+        if self._on_disk:
+            found = sum(self.counts.values())
+            self._ledger.log(f"{self._ledger.partition}: {found:,} of {self.ids_total:,} ids are on disk")
+
+    def _read_batch(self, index: int) -> pa.Table:
+        """The rows of a batch on disk; LedgerError where it is damaged or of another run."""
+        key = self._ledger.key(files.batch_file(index))
+        facts, _ = files.read_footer(self._ledger.store, key)
+        if facts.decode(errors="replace") != self._footer(index):
+            raise LedgerError(f"{key} belongs to another run, block or batch")
+        return files.read_table(self._ledger.store, key)
+
+    def _footer(self, index: int) -> str:
+        """What a batch says of itself; run.json can be made again from it."""
+        return self.info.model_copy(update={"stats": {"batch": index}}).model_dump_json()
+
+    # -- batches
+
+    def _all_ids(self, index: int) -> list[str]:
+        size = self.info.batch_size
+        if not 0 <= index < self.batch_count or isinstance(self._ids, PrefixRange):
+            raise LedgerError(f"there is no list of ids for batch {index} of run {self.info.snapshot_id}")
+        if self._asked is not None:
+            return [str(i) for i in self._asked.slice(index * size, size).to_pylist()]
+        return self._ids.ids(index * size, (index + 1) * size)
+
+    def prefix(self, index: int) -> str:
+        """The prefix that a batch of a scan asks for."""
+        assert isinstance(self._ids, PrefixRange)  # noqa: S101
+        return self._ids.prefixes[index]
+
+    def ids_to_ask(self, index: int) -> list[str]:
+        """The ids of a batch that are still to be asked: all of them, or those that failed before the interruption."""
+        if index not in self._on_disk:
+            return self._all_ids(index)
+        return self._with_status(index, "failed")
+
+    def _with_status(self, index: int, status: Status) -> list[str]:
+        import pyarrow.compute as pc
+
+        if not self._on_disk[index][status]:
+            return []
+        table = self._read_batch(index)
+        return [str(i) for i in table.filter(pc.equal(table["status"], status))["condition_id"].to_pylist()]
+
+    def ids_with_status(self, status: Status) -> Iterator[tuple[int, list[str]]]:
+        """The ids of a status on disk, batch by batch. Raises LedgerError where a batch was damaged meanwhile."""
+        for index in sorted(self._on_disk):
+            if ids := self._with_status(index, status):
+                yield index, ids
+
+    def write_batch(self, index: int, table: pa.Table | pa.RecordBatch) -> None:
+        """Store rows of a batch; on disk when this returns, and counted only then. Not for two threads at a time.
+
+        Args:
+            index: the batch.
+            table: rows of `ledger_schema`: all of the batch in the order of `ids_to_ask`, or later answers for some ids
+                of a batch on disk, whose rows they replace.
+
+        Raises LedgerError where the rows are not those of the batch (nothing was written), StorageError where the place
+        cannot be written (the batch does not count).
+        """
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        if isinstance(table, pa.RecordBatch):
+            table = pa.Table.from_batches([table])
+        fault = self._fault(index, table, whole=index not in self._on_disk)
+        if fault is not None:
+            raise LedgerError(f"batch {index} of {self._ledger.partition} is not stored: {fault}")
+        if index in self._on_disk:
+            former = self._read_batch(index)
+            replaced = pc.is_in(former["condition_id"], value_set=table["condition_id"].combine_chunks())
+            merged = pa.concat_tables([former.filter(pc.invert(replaced)), table]).combine_chunks()
+            order = pc.index_in(former["condition_id"], value_set=merged["condition_id"])
+            table = merged.take(order)
+        key = self._ledger.key(files.batch_file(index))
+        files.write_rows(self._ledger.store, key, ledger_schema(), [table], lambda: self._footer(index))
+        self._on_disk[index] = counts_of(table)
+        self._retried.discard(index)
+
+    def _fault(self, index: int, table: pa.Table, *, whole: bool) -> str | None:
+        """Why these cannot be rows of the batch; None if they can."""
+        fault = fault_in_rows(table)
+        if fault is not None:
+            return fault
+        ids = table["condition_id"].to_pylist()
+        if isinstance(self._ids, PrefixRange):
+            if not 0 <= index < self.batch_count or not all(i.startswith(self.prefix(index)) for i in ids):
+                return "it has ids outside of its prefix"
+        else:
+            expected = self._all_ids(index)
+            if whole and ids != expected:
+                return f"its {len(ids)} ids are not the {len(expected)} asked, in their order"
+            if not set(ids) <= set(expected):
+                return "it has ids of another batch"
+        return None if len(set(ids)) == len(ids) else "it has an id twice"
 
     # -- the end
 
     def finish(self, stats: Mapping[str, Any] | None = None) -> SnapshotInfo:
         """Make all batches (and the carried rows) the finished snapshot, and remove the run.
 
-        Args:
-            stats: facts of the fetch to keep with it; JSON values.
-
-        Raises:
-            LedgerError: batches are missing, or one was damaged meanwhile (it is set aside; the next run asks it).
-            StorageError: the place cannot be written; the run stays as it is.
+        ``stats`` are facts of the fetch to keep with it, as JSON values. Raises LedgerError where batches are missing or
+        one was damaged meanwhile (it is set aside; the next run asks it), StorageError where the place cannot be written
+        (the run stays as it is).
         """
-        if self._result is not None:
-            return self._result
-        pin = self._facts.pin
-        missing = self.missing_batches
-        if pin is None or missing:
+        ledger = self._ledger
+        missing = [index for index in range(self.batch_count) if index not in self._on_disk]
+        if missing:
             raise LedgerError(
-                f"{self._files.partition} cannot be finished: {len(missing):,} of {self.batch_count:,} batches are "
-                f"missing (first: {missing[:5]}); run it again: {self._files.repair}"
+                f"{ledger.partition} cannot be finished: {len(missing):,} of {self.batch_count:,} batches are missing "
+                f"(first: {missing[:5]}); run it again: {ledger.repair}"
             )
-        counts: Counter[str] = Counter(empty_counts())
-        info: SnapshotInfo | None = None
-        try:
-            info = self._write_snapshot(pin, counts, dict(stats or {}))
-        except _DamagedBatchError as error:
-            self._files.set_aside(join(RUNNING, error.name), str(error))
-            raise LedgerError(f"{error}; it was set aside, run again to ask it: {self._files.repair}") from error
-        self._files.store.delete(join(self._files.prefix, RUNNING))
-        self._result = info
-        return info
-
-    def _write_snapshot(self, pin: Pin, counts: Counter[str], stats: dict[str, Any]) -> SnapshotInfo:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        schema = ledger_schema()
-        hashes: list[NDArray[np.uint64]] = []
-        with self._files.store.writing(self._files.snapshot_key) as file:
-            writer = pq.ParquetWriter(file, schema, **parquet_options(lasting=True))
-            try:
-                waiting: list[pa.Table] = []
-                rows = 0
-                for table in self._all_rows():
-                    counts.update(counts_of(table))
-                    if self._facts.batches is None:
-                        hashes.append(hash_ids(packed_column(table["condition_id"].combine_chunks())[0]))
-                    waiting.append(table)
-                    rows += table.num_rows
-                    if rows >= ROWS_IN_GROUP:
-                        writer.write_table(pa.concat_tables(waiting), row_group_size=rows)
-                        waiting, rows = [], 0
-                if waiting:
-                    writer.write_table(pa.concat_tables(waiting), row_group_size=max(rows, 1))
-                total = sum(counts.values())
-                self._check_total(total, hashes)
-                info = SnapshotInfo(
-                    snapshot_id=self.run_id,
-                    partition=self._files.partition,
-                    fingerprint=self._facts.fingerprint,
-                    ids_sha256=self._plan.ids_sha256,
-                    endpoint_sha256=self._plan.endpoint_sha256,
-                    schema_kind=self._plan.schema_kind,
-                    mode=self._plan.mode,
-                    batch_size=self._plan.batch_size,
-                    refetch=self._facts.refetch,
-                    pin=pin,
-                    started_at=self._facts.started_at,
-                    finished_at=now(),
-                    ids=total,
-                    counts=dict(counts),
-                    carried=self._facts.carried,
-                    batches=self.batch_count,
-                    stats=stats,
-                )
-                writer.add_key_value_metadata({FACTS_KEY: json.dumps(asdict(info)).encode()})
-            finally:
-                writer.close()
+        counts = self.counts
+        total = sum(counts.values())
+        if isinstance(self._ids, Chunk) and total != self.ids_total:
+            raise LedgerError(
+                f"{ledger.partition}: {total:,} rows for {self.ids_total:,} ids; run again: {ledger.repair}"
+            )
+        info = self.info.model_copy(
+            update={
+                "finished_at": now(), "ids": total, "counts": counts, "carried": self.carried,
+                "batches": self.batch_count, "stats": dict(stats or {}),
+            }
+        )  # fmt: skip
+        self._write_changes()
+        files.write_rows(
+            ledger.store, ledger.key(files.SNAPSHOT), ledger_schema(), self._all_rows(), info.model_dump_json
+        )
+        ledger.store.delete(ledger.key(files.RUNNING))
+        for name in ledger.store.names(ledger.key(files.CHANGES)):
+            if name != f"{info.snapshot_id}.parquet":
+                ledger.store.delete(ledger.key(files.CHANGES, name))
         return info
 
     def _all_rows(self) -> Iterator[pa.Table]:
         import pyarrow as pa
 
-        if self._facts.carried_snapshot is not None:
-            for batch in self._files.read(statuses=["resolved"]):
+        if self._asked is not None:
+            for batch in files.read_rows(self._ledger.store, self._ledger.key(files.CARRIED)):
                 yield pa.Table.from_batches([batch])
-        for index in sorted(self._finished):
-            name = batch_name(index)
+        for index in sorted(self._on_disk):
             try:
-                facts, _, table = self._files.read_batch(name)
+                table = self._read_batch(index)
+                if counts_of(table) != self._on_disk[index]:
+                    raise LedgerError(f"batch {index} has other rows than were written")
             except FileNotFoundError as error:
                 raise LedgerError(
-                    f"{self._key(name)} was removed while the run was going; run again: {self._files.repair}"
+                    f"batch {index} was removed while the run was going; run again: {self._ledger.repair}"
                 ) from error
             except LedgerError as error:
-                raise _DamagedBatchError(str(error), name, index) from error
-            if facts.run_id != self.run_id:
-                raise _DamagedBatchError(f"{name} belongs to another run", name, index)
+                self._ledger.set_aside(files.batch_file(index), str(error))
+                raise LedgerError(f"{error}; it was set aside, run again to ask it: {self._ledger.repair}") from error
             yield table
 
-    def _check_total(self, total: int, hashes: list[NDArray[np.uint64]]) -> None:
-        if self._facts.batches is not None:
-            if total != self._facts.ids:
-                raise LedgerError(
-                    f"{self._files.partition}: {total:,} rows for {self._facts.ids:,} ids; "
-                    f"run again: {self._files.repair}"
-                )
+    def _write_changes(self) -> None:
+        """Compare with the finished snapshot that this one replaces, if there is one."""
+        ledger = self._ledger
+        former = ledger.finished()
+        if former is None:
             return
-        import numpy as np
-
-        if hashes and len(np.unique(np.concatenate(hashes))) != total:
-            raise LedgerError(f"{self._files.partition}: the scan gave an id twice; run again: {self._files.repair}")
+        after = (batch.select(COMPARED_COLUMNS) for table in self._all_rows() for batch in table.to_batches())
+        try:
+            before = list(ledger.read(COMPARED_COLUMNS))
+        except LedgerError as error:
+            ledger.log(f"{ledger.partition}: what changed since the former snapshot is not known: {error}")
+            return
+        table = compare(before, after, whole=former.mode == self.info.mode == "scan")
+        key = ledger.key(files.CHANGES, f"{self.info.snapshot_id}.parquet")
+        files.write_rows(ledger.store, key, table.schema, [table], lambda: "{}")
 
     def discard(self) -> None:
         """Give this run up, with its batches: its snapshot is lost (a moved deployment, a pruned block)."""
-        self._files.store.delete(join(self._files.prefix, RUNNING))
-        self._files.log(f"{self._files.partition}: gave up run {self.run_id} and its batches")
+        self._ledger.store.delete(self._ledger.key(files.RUNNING))
+        self._ledger.log(f"{self._ledger.partition}: gave up run {self.info.snapshot_id} and its batches")
 
 
-class _DamagedBatchError(Exception):
-    """A batch changed on disk after it was written."""
+def id_column(batches: Iterator[pa.RecordBatch]) -> pa.StringArray:
+    """The ids of batches whose first column they are."""
+    import pyarrow as pa
 
-    def __init__(self, message: str, name: str, index: int) -> None:
-        super().__init__(message)
-        self.name = name
-        self.index = index
+    return pa.concat_arrays([pa.array([], pa.string()), *(batch.column(0) for batch in batches)])

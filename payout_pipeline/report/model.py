@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from payout_pipeline.checks.history import CheckStatus, State, latest_statuses
+from payout_pipeline.chunks import Worklist, read_worklist
 from payout_pipeline.report.causes import Cause, failure_of_run, find_causes
 from payout_pipeline.settings import Settings
 from payout_pipeline.words import counted
-from payout_pipeline.worklist import Worklist, read_worklist
 
 if TYPE_CHECKING:
     import dagster as dg

@@ -63,7 +63,6 @@ SESSION_SETTINGS: dict[str, Any] = {
     "output_format_arrow_string_as_string": 1,
     "output_format_arrow_low_cardinality_as_dictionary": 0,
     "session_timezone": "UTC",
-    "max_execution_time": int(MAX_STATEMENT_SECONDS),
 }
 
 
@@ -617,7 +616,8 @@ class Warehouse:
         )
         # As the driver's own default, but nothing is sent to where a redirect points.
         client.http_retries = Retry(1, redirect=False)
-        read_seconds = max(5.0, min(MAX_STATEMENT_SECONDS, self._wait or MAX_STATEMENT_SECONDS))
+        # A fraction of the budget: one silently dead connection must leave time to try again.
+        read_seconds = max(5.0, min(MAX_STATEMENT_SECONDS, self._wait / 4 if self._wait else MAX_STATEMENT_SECONDS))
         client.timeout = Timeout(connect=_CONNECT_SECONDS, read=read_seconds)
         for key, value in SESSION_SETTINGS.items():
             definition = client.server_settings.get(key)

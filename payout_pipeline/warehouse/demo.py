@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 from payout_pipeline.errors import ConfigurationError
 from payout_pipeline.warehouse.client import Session
 from payout_pipeline.warehouse.identifiers import QualifiedName
-from payout_pipeline.warehouse.schema import ensure_database, ensure_sources
+from payout_pipeline.warehouse.schema import ensure_database
 from payout_pipeline.warehouse.statements import statement
+from payout_pipeline.warehouse.target import ensure_sources
 
 if TYPE_CHECKING:
     from payout_pipeline.settings import Settings

@@ -4,7 +4,7 @@ The column types are the same whatever the tables have: ``Array(UInt64)``, ``UIn
 ``Nullable(DateTime('UTC'))``, ``String``. Whole numbers are taken over as they are. A vector with fractions (in a
 user's Float64 column, such as ``[0.54, 0.46]/1``) is scaled by 10^9, numerators and denominator alike, so that what a
 wallet is paid stays the same to nine digits instead of being cut to zero. Vectors that are no vectors (negative, not
-finite, beyond UInt64) are left out. 1970-01-01 00:00:00 is an unknown time and shown as NULL.
+finite, beyond UInt64) are left out, and external ones that pay nothing. 1970-01-01 00:00:00 is an unknown time and shown as NULL.
 """
 
 from __future__ import annotations
@@ -16,25 +16,16 @@ from payout_pipeline.errors import WarehousePermanentError
 from payout_pipeline.warehouse.client import Session
 from payout_pipeline.warehouse.faults import ClickHouseRefusedError
 from payout_pipeline.warehouse.identifiers import QualifiedName
-from payout_pipeline.warehouse.schema import (
-    SOURCE,
-    SourceTables,
-    Table,
-    _on_cluster,
-    element_type,
-    ensure_database,
-    ensure_sources,
-    is_nullable,
-    number_type,
-    unwrap,
-)
+from payout_pipeline.warehouse.schema import Table, ensure_database, on_cluster
 from payout_pipeline.warehouse.statements import Sql, column, statement
+from payout_pipeline.warehouse.target import SOURCE, SourceTables, ensure_sources
+from payout_pipeline.warehouse.types import MAX_UINT64, element_type, integers, is_float, is_nullable, unwrap
 
 if TYPE_CHECKING:
     from payout_pipeline.settings import Settings
 
 _SCALE = 1_000_000_000
-_RECENT_FIRST = ("fetched_at", "updated_at", "version", "block_number", "resolved_at")
+_RECENT_FIRST = ("fetched_at", "updated_at", "version")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +33,6 @@ class Readings:
     """How the columns of one table are read, as expressions over its alias ``m``."""
 
     id: Sql
-    raw: Sql
     numerators: Sql
     denominator: Sql
     winning_index: Sql
@@ -57,12 +47,11 @@ def normal_id(expression: str) -> Sql:
     return Sql(f"if(startsWith({text}, '0x'), substring({text}, 3), {text})")
 
 
-def readings(table: Table) -> Readings:
-    """The expressions for ``table``, by the types it has."""
+def readings(table: Table, *, external: bool) -> Readings:
+    """The expressions for ``table``, by the types it has; an ``external`` vector counts only if it pays something."""
     inner_type = element_type(table.columns["payout_numerators"]) or ""
     outer_type = table.columns["payout_denominator"]
-    inner, outer = number_type(inner_type), number_type(outer_type)
-    if inner is None or outer is None or table.id_column is None:
+    if table.id_column is None:
         raise TypeError(f"{table.name} was not checked")
     raw_n = "m.payout_numerators"
     if is_nullable(inner_type):
@@ -70,8 +59,8 @@ def readings(table: Table) -> Readings:
     raw_d = "m.payout_denominator"
     if is_nullable(outer_type):
         raw_d = f"ifNull({raw_d}, 0)"
-    eligible = [f"{raw_d} > 0", f"arraySum({raw_n}) > 0"]
-    if inner.floating or outer.floating:
+    eligible = [f"{raw_d} > 0", *([f"arraySum({raw_n}) > 0"] if external else [])]
+    if is_float(inner_type) or is_float(outer_type):
         limit = "18446744073709549568."  # the largest float below 2^64
         floats = f"arrayMap(x -> toFloat64(x), {raw_n})"
         total = f"toFloat64({raw_d})"
@@ -87,19 +76,11 @@ def readings(table: Table) -> Readings:
         # Thirds as 0.333333333 sum to a hair less than 1; the denominator follows the numerators.
         denominator = f"if({whole}, toUInt64({raw_d}), if({near}, toUInt64(arraySum({scaled})), {scaled_total}))"
     else:
-        if not inner.unsigned:
-            eligible.append(f"arrayAll(x -> x >= 0 AND x <= 18446744073709551615, {raw_n})")
-        if not outer.unsigned:
-            eligible.append(f"{raw_d} <= 18446744073709551615")
+        eligible += [f"arrayAll(x -> x >= 0 AND x <= {MAX_UINT64}, {raw_n})", f"{raw_d} <= {MAX_UINT64}"]
         numerators = f"CAST(arrayMap(x -> toUInt64(x), {raw_n}), 'Array(UInt64)')"
         denominator = f"toUInt64({raw_d})"
     return Readings(
         id=normal_id(f"m.{table.id_column}"),
-        raw=Sql(
-            f"m.{table.id_column}"
-            if "FixedString" not in table.columns[table.id_column]
-            else f"toString(m.{table.id_column})"
-        ),
         numerators=Sql(numerators),
         denominator=Sql(denominator),
         winning_index=_winning_index(table),
@@ -111,7 +92,7 @@ def readings(table: Table) -> Readings:
 
 def _winning_index(table: Table) -> Sql:
     kind = table.columns.get("winning_index")
-    if kind is not None and number_type(kind) is not None:
+    if kind is not None and integers(kind) is not None:
         return Sql("toInt32(ifNull(m.winning_index, -1))")
     largest = "arrayMax(m.payout_numerators)"
     return Sql(
@@ -127,7 +108,7 @@ def _resolved_at(table: Table) -> Sql:
 
 
 def _order(table: Table) -> Sql:
-    keys = ["condition_id"]
+    keys = ["condition_id", f"toString(m.{table.id_column}) = condition_id DESC"]
     if "source" in table.columns:
         keys.append(f"toString(m.source) = '{SOURCE}' DESC")
     keys += [f"m.{column(name)} DESC" for name in _RECENT_FIRST if name in table.columns]
@@ -139,10 +120,10 @@ def _order(table: Table) -> Sql:
 
 def view_sql(name: QualifiedName, tables: SourceTables, cluster: str | None = None) -> str:
     """The statement that makes the view."""
-    market, target = readings(tables.market), readings(tables.target.table)
+    market, target = readings(tables.market, external=False), readings(tables.target.table, external=True)
     parts: dict[str, QualifiedName | Sql] = {
         "view": name,
-        "on_cluster": _on_cluster(cluster),
+        "on_cluster": on_cluster(cluster),
         "market": tables.market.name,
         "market_name": Sql(tables.market.name.name),
         "market_final": tables.market.final,
@@ -155,11 +136,8 @@ def view_sql(name: QualifiedName, tables: SourceTables, cluster: str | None = No
 
 def _side(table: Table, read: Readings, source: Sql) -> Sql:
     """The SELECT with one row per condition of ``table``."""
-    keyed = bool(table.final) and table.sorting_key == (table.id_column,)
     parts: dict[str, QualifiedName | Sql] = {f.name: getattr(read, f.name) for f in fields(read)}
-    text = statement(
-        "view_side_keyed" if keyed else "view_side_any", table=table.name, final=table.final, source=source, **parts
-    )
+    text = statement("view_side", table=table.name, final=table.final, source=source, **parts)
     return Sql(text.strip().replace("\n", "\n        "))
 
 

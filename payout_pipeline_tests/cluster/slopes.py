@@ -64,7 +64,7 @@ def write_ids(path: Path, count: int) -> None:
 
 def ids(meter: Meter, directory: Path, count: int) -> None:
     """Reading, normalising and deduplicating the input file."""
-    from payout_pipeline.conditions import read_conditions
+    from payout_pipeline.ids import read_conditions
 
     write_ids(directory / "ids.txt", count)
     meter.figures["before_mib"] = peak_mib()
@@ -76,17 +76,19 @@ def ids(meter: Meter, directory: Path, count: int) -> None:
 
 def filled_ledger(meter: Meter, directory: Path, count: int) -> Any:
     """A finished ledger of ``count`` ids in one chunk, as a worker leaves it."""
-    from payout_pipeline.conditions import read_conditions
-    from payout_pipeline.ledger import Ledger, Pin, RunPlan, rows_from_answer
+    from payout_pipeline.ids import read_conditions
+    from payout_pipeline.ledger import Ledger, Pin, SnapshotInfo, rows_from_answer, start_run
     from payout_pipeline.payouts import parse_payouts
 
     write_ids(directory / "ids.txt", count)
     conditions = read_conditions(directory / "ids.txt", directory)
     ledger = Ledger(directory / "runtime", "worker_1_of_1")
-    running = ledger.start(
-        RunPlan(endpoint="http://x", batch_size=BATCH, schema_kind="payouts", chunk=conditions.chunk(1, 1))
+    chunk = conditions.chunk(1, 1)
+    pin = Pin(block_number=1, deployment="Qm", kind="number", head_number=251)
+    plan = SnapshotInfo.planned(
+        ledger.partition, chunk, endpoint="http://x", batch_size=BATCH, schema_kind="payouts", pin=pin
     )
-    running.set_pin(Pin(block_number=1, deployment="Qm", kind="number", head_number=251))
+    running = start_run(ledger, plan, chunk)
     answers = [json.dumps(vector) for vector, _, _, share in VECTORS for _ in range(share)]
     now = datetime.now(timezone.utc)
     with meter("ledger"):
@@ -163,7 +165,7 @@ def load(meter: Meter, directory: Path, count: int) -> None:
     from payout_pipeline.warehouse.client import Warehouse
     from payout_pipeline.warehouse.identifiers import QualifiedName
     from payout_pipeline.warehouse.load import load_rows
-    from payout_pipeline.warehouse.schema import ensure_sources, ensure_target
+    from payout_pipeline.warehouse.target import ensure_sources, ensure_target
     from payout_pipeline.warehouse.view import rebuild_view
 
     filled = filled_ledger(Meter(), directory, count)

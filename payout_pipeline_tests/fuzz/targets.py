@@ -16,10 +16,10 @@ from pathlib import Path
 
 import orjson
 
-from payout_pipeline.checkpoint import checkpoint_name, read_checkpoint
-from payout_pipeline.conditions import read_conditions
 from payout_pipeline.errors import InputError
 from payout_pipeline.goldsky.answers import AnswerFault, Fields, Pin, check_batch
+from payout_pipeline.ids import read_conditions
+from payout_pipeline.ledger.checkpoint import checkpoint_name, read_checkpoint
 from payout_pipeline.payouts import InvalidVector, Vector, parse_payouts
 from payout_pipeline.storage import open_store
 
@@ -177,11 +177,11 @@ def seeds(target: str) -> list[bytes]:
 
 def _written() -> bytes:
     """A checkpoint as the pipeline writes it."""
-    from payout_pipeline.checkpoint import Checkpoint
+    from payout_pipeline.ledger.checkpoint import Checkpoint
 
     return Checkpoint(
         worker=1, batches_processed=1, last_batch_index=0, ids_processed=10, payouts_found=5,
         start_time="2025-11-09T10:30:00.000Z", last_save_time="2025-11-09T10:31:00.000Z", errors=0, batches=2, ids=20,
         counts={"resolved": 5, "unresolved": 3, "absent": 2, "invalid": 0, "failed": 0}, partition="worker_1_of_2",
         fingerprint="ab" * 32, block_number=1_000, deployment="QmFuzz",
-    ).to_json().encode()  # fmt: skip
+    ).model_dump_json(by_alias=True).encode()  # fmt: skip

@@ -1,3 +1,3 @@
-SELECT engine, engine_full, sorting_key
+SELECT engine, engine_full, sorting_key, partition_key
 FROM system.tables
 WHERE database = {database:String} AND name = {name:String}

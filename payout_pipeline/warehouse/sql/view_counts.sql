@@ -1,1 +1,1 @@
-SELECT uniqExact(condition_id) AS view_conditions, count() AS view_rows FROM ${view}
+SELECT uniqExact(condition_id) AS conditions, count() AS rows FROM ${view}

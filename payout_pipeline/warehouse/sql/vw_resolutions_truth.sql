@@ -1,8 +1,7 @@
 -- One row per condition, the guide's six columns in its order, ids lower-case without 0x.
 -- ${market_name} comes first; of the external rows those of conditions it does not have.
 -- Of several rows of one condition in one table one counts: its id written as above before 0x and upper case, then
--- goldsky-api before other sources, then the latest, then the source's name. Where FINAL leaves one row per id, only
--- the ids written otherwise have to be looked at for that.
+-- goldsky-api before other sources, then the latest, then the source's name.
 CREATE OR REPLACE VIEW ${view} ${on_cluster} AS
 WITH
     known AS

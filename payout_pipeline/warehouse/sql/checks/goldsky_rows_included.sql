@@ -18,7 +18,7 @@ FROM
         FROM ${target} AS m ${target_final}
         WHERE ${target_eligible}
         UNION ALL
-        SELECT condition_id, if(source = '${market_name}', 2, 1) AS kind
+        SELECT ifNull(toString(condition_id), '') AS condition_id, if(source = '${market_name}', 2, 1) AS kind
         FROM ${view}
     )
     GROUP BY condition_id

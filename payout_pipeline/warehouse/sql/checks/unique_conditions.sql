@@ -1,6 +1,6 @@
--- The guide's totals, by source: rows and distinct conditions, each condition counted once however often it was merged.
+-- The guide's totals, by source: rows and distinct conditions, each condition counted once however its id is written.
 SELECT
-    toString(source) AS source,
+    toString(m.source) AS source,
     count() AS total_payouts,
     uniqExact(${id}) AS unique_conditions
 FROM ${target} AS m ${final}

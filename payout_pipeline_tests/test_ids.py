@@ -1,4 +1,4 @@
-"""The id reader: which files give the same ids, which are refused and how, and how the ids are cut into chunks."""
+"""The id reader: which files give the same ids, and which are refused and how."""
 
 from __future__ import annotations
 
@@ -7,29 +7,19 @@ import hashlib
 import os
 import random
 import re
+import socket
 import subprocess
 import sys
-import threading
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from payout_pipeline import conditions
-from payout_pipeline.conditions import (
-    Batch,
-    chunk_bounds,
-    hash_ids,
-    pack_ids,
-    partition_key,
-    prefix_range,
-    read_conditions,
-    unpack_ids,
-    worker_of_key,
-)
-from payout_pipeline.errors import ConfigurationError, InputError, StorageError
+from payout_pipeline import ids as id_reader
+from payout_pipeline.chunks import chunk_of
+from payout_pipeline.errors import InputError
+from payout_pipeline.ids import IdList, pack_ids, packed_array, packed_bytes, read_ids, unpack_ids
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "condition_ids.txt"
 IDS = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(50)]
@@ -43,12 +33,12 @@ def write(tmp_path: Path, content: bytes | str) -> Path:
 
 
 def read(tmp_path: Path, content: bytes | str) -> list[str]:
-    return read_conditions(write(tmp_path, content), tmp_path).ids()
+    return read_ids(write(tmp_path, content)).ids()
 
 
 def refusal(tmp_path: Path, content: bytes | str) -> str:
     with pytest.raises(InputError) as caught:
-        read_conditions(write(tmp_path, content), tmp_path)
+        read_ids(write(tmp_path, content))
     return str(caught.value)
 
 
@@ -80,7 +70,7 @@ SAME = {
 
 @pytest.mark.parametrize("content", SAME.values(), ids=SAME.keys())
 def test_every_readable_spelling_gives_the_same_ids_in_the_same_order(tmp_path: Path, content: bytes) -> None:
-    found = read_conditions(write(tmp_path, content), tmp_path)
+    found = read_ids(write(tmp_path, content))
 
     assert found.ids() == IDS
     assert found.count == 50
@@ -90,7 +80,7 @@ def test_every_readable_spelling_gives_the_same_ids_in_the_same_order(tmp_path: 
 def test_duplicates_are_counted_and_the_first_occurrence_stays(tmp_path: Path) -> None:
     content = [IDS[2], IDS[0], IDS[2].upper(), IDS[1], "0x" + IDS[0], IDS[2]]
 
-    found = read_conditions(write(tmp_path, "\n".join(content)), tmp_path)
+    found = read_ids(write(tmp_path, "\n".join(content)))
 
     assert (found.ids(), found.duplicates) == ([IDS[2], IDS[0], IDS[1]], 3)
 
@@ -121,6 +111,23 @@ def test_a_line_that_is_no_id_is_refused_with_its_number(tmp_path: Path, line: s
     assert "line 5: " in message
     assert why in message
     assert message.isascii() or message.replace("…", "").isascii()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device", "directory"])
+def test_e6_what_is_no_regular_file_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "ids"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(path))
+    elif kind == "device":
+        path = Path("/dev/zero")
+    else:
+        path.mkdir()
+
+    with pytest.raises(InputError, match=f"is a {kind}, no regular file"):
+        read_ids(path)
 
 
 def test_the_first_twenty_lines_are_listed_and_all_are_counted(tmp_path: Path) -> None:
@@ -161,7 +168,7 @@ def test_e4_what_cannot_be_read_says_what_to_set(tmp_path: Path) -> None:
         (Path("a\0b"), "is no file name"),
     ):
         with pytest.raises(InputError, match=words) as caught:
-            read_conditions(path, tmp_path)
+            read_ids(path)
         assert "CONDITION_IDS_FILE" in str(caught.value)
 
 
@@ -171,7 +178,7 @@ def test_an_unreadable_file_is_an_error(tmp_path: Path) -> None:
     path.chmod(0)
 
     with pytest.raises(InputError, match="cannot be read"):
-        read_conditions(path, tmp_path)
+        read_ids(path)
 
 
 @pytest.mark.parametrize(
@@ -190,39 +197,14 @@ def test_damaged_and_other_formats_are_named(tmp_path: Path, content: bytes, wor
     assert words in refusal(tmp_path, content)
 
 
-def test_a_full_temporary_directory_is_said(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="TMPDIR"):
-        read_conditions(write(tmp_path, PLAIN), tmp_path / "missing")
-
-
-def test_a_pipe_can_be_read(tmp_path: Path) -> None:
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    writer = threading.Thread(target=pipe.write_text, args=(PLAIN,))
-    writer.start()
-
-    assert read_conditions(pipe, tmp_path).ids() == IDS
-    writer.join()
-
-
-def test_no_file_is_left_behind(tmp_path: Path) -> None:
-    spool = tmp_path / "spool"
-    spool.mkdir()
-
-    found = read_conditions(write(tmp_path, PLAIN + PLAIN), spool)
-
-    assert list(spool.iterdir()) == []
-    found.close()
-
-
 @pytest.mark.skipif(not DATA.exists(), reason="the shared data is not here")
 def test_the_real_ids_are_read_as_they_stand(tmp_path: Path) -> None:
     lines = DATA.read_text().split()
 
-    found = read_conditions(DATA, tmp_path)
+    found = read_ids(DATA)
 
     assert (found.count, found.duplicates, found.ids()) == (32_314, 0, lines)
-    assert [found.chunk(worker, 4).count for worker in range(1, 5)] == [8079, 8079, 8079, 8077]
+    assert [chunk_of(found, worker, 4).count for worker in range(1, 5)] == [8079, 8079, 8079, 8077]
 
 
 # ------------------------------------------------------------------------------------------------- deduplication
@@ -235,30 +217,18 @@ one_id = st.one_of(
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(ids=st.lists(one_id, min_size=1, max_size=60), at_once=st.sampled_from([1, 3, 1 << 18]))
-def test_deduplication_is_that_of_a_dictionary(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ids: list[str], at_once: int
-) -> None:
-    monkeypatch.setattr(conditions, "_DEDUPLICATE_AT_ONCE", at_once)
-
-    found = read_conditions(write(tmp_path, "\n".join(ids)), tmp_path)
+@given(ids=st.lists(one_id, min_size=1, max_size=60))
+def test_deduplication_is_that_of_a_dictionary(tmp_path: Path, ids: list[str]) -> None:
+    found = read_ids(write(tmp_path, "\n".join(ids)))
 
     assert found.ids() == list(dict.fromkeys(ids))
     assert found.count + found.duplicates == len(ids)
 
 
-def test_equal_hashes_of_different_ids_are_no_duplicates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conditions, "hash_ids", lambda packed: hash_ids(packed) % 3)
-
-    found = read_conditions(write(tmp_path, PLAIN + IDS[4] + "\n"), tmp_path)
-
-    assert (found.ids(), found.duplicates) == (IDS, 1)
-
-
 def test_duplicates_are_found_across_blocks(tmp_path: Path) -> None:
     lines = [f"{number % 70_000:064x}" for number in range(100_000)]
 
-    found = read_conditions(write(tmp_path, "\n".join(lines)), tmp_path)
+    found = read_ids(write(tmp_path, "\n".join(lines)))
 
     assert (found.count, found.duplicates) == (70_000, 30_000)
     assert found.ids() == lines[:70_000]
@@ -275,7 +245,7 @@ def test_duplicates_are_found_across_blocks(tmp_path: Path) -> None:
 def test_any_bytes_are_ids_or_a_refusal(tmp_path: Path, content: bytes) -> None:
     message, ids = "", [IDS[0]]
     try:
-        ids = read_conditions(write(tmp_path, content), tmp_path).ids()
+        ids = read_ids(write(tmp_path, content)).ids()
     except InputError as error:
         message = str(error)
 
@@ -300,7 +270,7 @@ spelled = st.sampled_from(IDS).flatmap(
 def test_the_reader_agrees_with_reading_line_by_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: list[str], ending: str, encoding: str, block: int
 ) -> None:
-    monkeypatch.setattr(conditions, "_READ_BYTES", block)
+    monkeypatch.setattr(id_reader, "_READ_CHARACTERS", block)
     wanted: list[str] = []
     bad: list[int] = []
     for number, line in enumerate(lines, 1):
@@ -312,107 +282,18 @@ def test_the_reader_agrees_with_reading_line_by_line(
     path = write(tmp_path, ending.join(lines).encode(encoding))
     if bad or not wanted:
         with pytest.raises(InputError) as caught:
-            read_conditions(path, tmp_path)
+            read_ids(path)
         assert re.findall(r"line (\d+):", str(caught.value)) == [str(number) for number in bad[:20]]
     else:
-        assert read_conditions(path, tmp_path).ids() == list(dict.fromkeys(wanted))
+        assert read_ids(path).ids() == list(dict.fromkeys(wanted))
 
-
-# ------------------------------------------------------------------------------------------------------ chunks
-
-
-def test_the_chunks_are_those_of_the_guide() -> None:
-    assert [chunk_bounds(170_448, worker, 4) for worker in range(1, 5)] == [
-        (0, 42_612),
-        (42_612, 85_224),
-        (85_224, 127_836),
-        (127_836, 170_448),
-    ]
-
-
-@given(count=st.integers(0, 10_000), of=st.integers(1, 99))
-def test_chunks_follow_each_other_and_cover_everything_once(count: int, of: int) -> None:
-    bounds = [chunk_bounds(count, worker, of) for worker in range(1, of + 1)]
-    size = -(-count // of)
-
-    assert bounds[0][0] == 0
-    assert bounds[-1][1] == count
-    assert all(left[1] == right[0] for left, right in pairwise(bounds))
-    assert all(stop - start <= size for start, stop in bounds)
-    full = [stop - start == size for start, stop in bounds]
-    assert full == sorted(full, reverse=True)
-
-
-def test_more_workers_than_ids_leave_the_later_chunks_empty(tmp_path: Path) -> None:
-    found = read_conditions(write(tmp_path, "\n".join(IDS[:3])), tmp_path)
-
-    assert [found.chunk(worker, 5).ids() for worker in range(1, 6)] == [[IDS[0]], [IDS[1]], [IDS[2]], [], []]
-    assert found.chunk(5, 5).batches(10) == []
-    assert found.chunk(5, 5).sha256 == hashlib.sha256(b"").hexdigest()
-
-
-def test_a_chunk_gives_its_own_ids_by_its_own_positions(tmp_path: Path) -> None:
-    found = read_conditions(write(tmp_path, PLAIN), tmp_path)
-    chunk = found.chunk(2, 3)
-
-    assert (chunk.start, chunk.stop, chunk.count) == (17, 34, 17)
-    assert chunk.ids() == IDS[17:34]
-    assert chunk.ids(5, 8) == IDS[22:25]
-    assert chunk.ids(15, 99) == IDS[32:34]
-    assert chunk.ids(17, 20) == []
-    assert b"".join(chunk.blocks()) == bytes.fromhex("".join(IDS[17:34]))
-    assert chunk.sha256 == hashlib.sha256(bytes.fromhex("".join(IDS[17:34]))).hexdigest()
-    assert chunk.batches(6) == [Batch(0, 0, 6), Batch(1, 6, 12), Batch(2, 12, 17)]
-    assert [batch.count for batch in chunk.batches(6)] == [6, 6, 5]
-
-
-@pytest.mark.parametrize(("worker", "of"), [(0, 4), (5, 4), (1, 0), (1, 100), (-1, 4)])
-def test_there_is_no_such_worker(worker: int, of: int) -> None:
-    for function in (partition_key, prefix_range):
-        with pytest.raises(ConfigurationError):
-            function(worker, of)
-
-
-@given(of=st.integers(1, 99), data=st.data())
-def test_partition_keys_have_one_spelling_and_sort_like_numbers(of: int, data: st.DataObject) -> None:
-    keys = [partition_key(worker, of) for worker in range(1, of + 1)]
-    worker = data.draw(st.integers(1, of))
-
-    assert keys == sorted(keys)
-    assert worker_of_key(keys[worker - 1]) == (worker, of)
-
-
-@pytest.mark.parametrize(
-    "key", ["worker_01_of_4", "worker_1_of_16", "worker_5_of_4", "worker_0_of_4", "w", "", "worker_1_of_4\n"]
-)
-def test_other_texts_are_no_partition_keys(key: str) -> None:
-    with pytest.raises(ConfigurationError, match="worker_1_of_4"):
-        worker_of_key(key)
-
-
-@given(of=st.integers(1, 99))
-def test_prefix_ranges_cover_all_ids_once(of: int) -> None:
-    ranges = [prefix_range(worker, of) for worker in range(1, of + 1)]
-
-    assert [prefix for span in ranges for prefix in span.prefixes] == [f"{number:02x}" for number in range(256)]
-    assert ranges[-1].upper is None
-    assert all(left.upper == right.lower for left, right in pairwise(ranges))
-    assert sum(span.holds("7f" + "0" * 62) for span in ranges) == 1
-
-
-@given(st.lists(st.binary(min_size=32, max_size=32), max_size=20))
-def test_packing_and_unpacking_are_inverse(ids: list[bytes]) -> None:
-    assert pack_ids(unpack_ids(b"".join(ids))) == b"".join(ids)
-
-
-# ------------------------------------------------------------------------------------------------------- memory
 
 _MEASURE = """
 import re, sys
 from pathlib import Path
-from payout_pipeline.conditions import read_conditions
-found = read_conditions(Path(sys.argv[1]), Path(sys.argv[2]))
-assert found.chunk(4, 4).ids(0, 1)
+from payout_pipeline.ids import read_ids
+found = read_ids(Path(sys.argv[1]))
+assert found.ids(0, 1)
 # Not ru_maxrss, which begins with the memory of the process that started this one.
 peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]
 print(found.count, found.duplicates, peak)
@@ -421,21 +302,26 @@ print(found.count, found.duplicates, peak)
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the memory is read from /proc")
 @pytest.mark.parametrize("doubled", [False, True])
-def test_e4_two_million_ids_cost_less_than_50_megabytes_more(tmp_path: Path, doubled: bool) -> None:
-    peaks = []
-    for count in (170_448, 2_000_000):
-        path = tmp_path / f"{count}.txt"
-        distinct = count // 2 if doubled else count
-        packed = random.Random(count).randbytes(32 * distinct)
-        with path.open("w") as file:
-            for _ in range(2 if doubled else 1):
-                for at in range(0, len(packed), 32 * 4096):
-                    file.write("\n".join(unpack_ids(packed[at : at + 32 * 4096])) + "\n")
-        done = subprocess.run(
-            [sys.executable, "-c", _MEASURE, str(path), str(tmp_path)], capture_output=True, text=True, check=True
-        )
-        found, duplicates, peak = map(int, done.stdout.split())
-        assert (found, duplicates) == (distinct, count - distinct)
-        peaks.append(peak)
-        path.unlink()
-    assert peaks[1] - peaks[0] < 50 * 1024
+def test_e4_two_million_ids_are_read_within_300_megabytes(tmp_path: Path, doubled: bool) -> None:
+    path = tmp_path / "ids.txt"
+    distinct = 1_000_000 if doubled else 2_000_000
+    packed = random.Random(distinct).randbytes(32 * distinct)
+    with path.open("w") as file:
+        for _ in range(2_000_000 // distinct):
+            for at in range(0, len(packed), 32 * 4096):
+                file.write("\n".join(unpack_ids(packed[at : at + 32 * 4096])) + "\n")
+
+    done = subprocess.run([sys.executable, "-c", _MEASURE, str(path)], capture_output=True, text=True, check=True)
+
+    found, duplicates, peak = map(int, done.stdout.split())
+    assert (found, duplicates) == (distinct, 2_000_000 - distinct)
+    assert peak < 300 * 1024
+
+
+@given(st.lists(st.binary(min_size=32, max_size=32), max_size=20), st.integers(0, 20), st.integers(0, 20))
+def test_packed_ids_survive_the_array_and_its_slices(ids: list[bytes], start: int, length: int) -> None:
+    array = packed_array(b"".join(ids))
+
+    assert packed_bytes(array) == b"".join(ids)
+    assert IdList(array).ids(start, start + length) == unpack_ids(b"".join(ids[start : start + length]))
+    assert pack_ids(unpack_ids(b"".join(ids))) == b"".join(ids)

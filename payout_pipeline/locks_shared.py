@@ -1,0 +1,166 @@
+"""Locks that hold across machines: leases in the Redis or PostgreSQL that also keeps the shared rate limit.
+
+One holder per runtime location and name. The holder renews its lease several times in its lifetime; the lease of one
+that dies runs out. A holder that cannot renew in time, or finds that somebody else has the lock, is asked to stop in
+order, as by SIGTERM, before anybody else can have it. (A process that was suspended for longer than the lifetime learns
+it late. What is written under a lock is idempotent, so a late write repeats a value and does not spoil one.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import secrets
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from payout_pipeline.errors import ConfigurationError, LockHeldError
+from payout_pipeline.locks import Holder, Locks
+from payout_pipeline.shared_store import SharedStore, StoreBusyError
+from payout_pipeline.storage import LogLine
+
+LIFETIME_SECONDS = 30.0
+
+
+class LockLostError(LockHeldError):
+    """The lock went to somebody else, or its server could not be reached for too long."""
+
+
+class SharedLocks(Locks):
+    """The locks of one runtime location in a shared store.
+
+    Args:
+        store: Redis or PostgreSQL.
+        runtime_dir: the location. A local path counts as its absolute one, the same on every machine, so that machines
+            with a directory each still take turns at a worker.
+        lifetime: of a lease that is not renewed, in seconds.
+        on_lost: called from another thread when a lock is lost while it is held; by default it sends SIGTERM to this
+            process.
+    """
+
+    def __init__(
+        self,
+        store: SharedStore,
+        runtime_dir: str,
+        *,
+        lifetime: float = LIFETIME_SECONDS,
+        on_lost: Callable[[str], None] | None = None,
+    ) -> None:
+        self._store, self._lifetime = store, lifetime
+        self._scope = runtime_dir.rstrip("/") if "://" in runtime_dir else str(Path(runtime_dir).absolute())
+        self._on_lost = on_lost or (lambda _message: os.kill(os.getpid(), signal.SIGTERM))
+        self.poll_seconds = random.uniform(0.2, 0.8)
+
+    def holder(self, name: str) -> Holder | None:
+        """See `Locks.holder`; None too where the server does not answer."""
+        try:
+            return self._store.edit(self._key(name), lambda text, now: (None, _Lease.read(text).holder_at(now)))
+        except StoreBusyError:
+            return None
+        finally:
+            self._store.close()  # who asks may never ask again
+
+    def _key(self, name: str) -> str:
+        return f"lock:{hashlib.sha256(self._scope.encode()).hexdigest()[:16]}:{name}"
+
+    def _place(self, name: str) -> str:
+        return f"a dead holder's lock is free after {self._lifetime:g} s"
+
+    def _take(self, name: str, mine: Holder, log: LogLine) -> AbstractContextManager[None] | None:
+        token, lifetime_ms = secrets.token_hex(16), round(self._lifetime * 1000)
+
+        def take(text: str | None, now: int) -> tuple[str | None, _Lease | None]:
+            former = _Lease.read(text)
+            if former.until > now:
+                return None, None
+            return _Lease(token, now + lifetime_ms, mine).to_json(), former
+
+        sent = time.monotonic()
+        former = self._store.edit(self._key(name), take)
+        if former is None:
+            return None
+        if former.holder is not None:
+            log(f"took over {name} from {former.holder}, which died without giving it back")
+        return self._held(name, token, sent)
+
+    @contextmanager
+    def _held(self, name: str, token: str, acquired: float) -> Iterator[None]:
+        done, lost = threading.Event(), list[str]()
+        keeper = threading.Thread(
+            target=self._keep, args=(name, token, acquired, done, lost), name=f"lock {name}", daemon=True
+        )
+        keeper.start()
+        try:
+            yield
+        finally:
+            done.set()
+            keeper.join(self._lifetime)
+            with suppress(StoreBusyError, ConfigurationError):  # it runs out by itself, and the work is done
+                self._store.edit(self._key(name), lambda text, _now: (_Lease.read(text).released_by(token), None))
+            self._store.close()
+        if lost:
+            raise LockLostError(f"{lost[0]}. What was finished is kept; start the worker again, it resumes.")
+
+    def _keep(self, name: str, token: str, acquired: float, done: threading.Event, lost: list[str]) -> None:
+        """Renew the lease until ``done``. Its lifetime is measured from before the last renewal was sent."""
+        confirmed, reason = acquired, ""
+        while not reason:
+            if done.wait(self._lifetime / 6):
+                return
+            sent = time.monotonic()
+            try:
+                reason = self._renew(name, token)
+                confirmed = sent
+            except (StoreBusyError, ConfigurationError) as error:
+                # The next attempt would begin after another sixth, and may take some seconds.
+                if time.monotonic() - confirmed > self._lifetime / 2:
+                    reason = f"it could not be renewed for {time.monotonic() - confirmed:.0f} s: {error}"
+        lost.append(f"lost the lock {name!r}: {reason}")
+        if not done.is_set():
+            self._on_lost(lost[0])
+
+    def _renew(self, name: str, token: str) -> str:
+        """Why the lock is lost; empty where it was renewed."""
+
+        def renew(text: str | None, now: int) -> tuple[str | None, str]:
+            lease = _Lease.read(text)
+            if lease.token != token:
+                return None, f"it is now held by {lease.holder}" if lease.holder else "it was taken away"
+            return _Lease(token, now + round(self._lifetime * 1000), lease.holder).to_json(), ""
+
+        return self._store.edit(self._key(name), renew)
+
+
+@dataclass(frozen=True)
+class _Lease:
+    """What is stored for a lock; without a token it is free. ``until``: milliseconds of the store's clock."""
+
+    token: str = ""
+    until: int = 0
+    holder: Holder | None = None
+
+    @classmethod
+    def read(cls, text: str | None) -> _Lease:
+        try:
+            stored = json.loads(text or "{}")
+            return cls(str(stored["token"]), int(stored["until"]), Holder.from_json(stored["holder"]))
+        except (ValueError, TypeError, KeyError):
+            return cls()
+
+    def to_json(self) -> str:
+        holder = self.holder.to_json() if self.holder is not None else ""
+        return json.dumps({"token": self.token, "until": self.until, "holder": holder})
+
+    def holder_at(self, now: int) -> Holder | None:
+        return self.holder if self.until > now else None
+
+    def released_by(self, token: str) -> str | None:
+        """The text after the release; None where somebody else has the lock by now."""
+        return "" if self.token == token else None

@@ -1,0 +1,190 @@
+"""The check of ``resolutions_external_ingest``: the target table against the ledger of one worker, vector by vector.
+
+The rows are read as they are and compared here, not by the statement that a load compares with.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+from payout_pipeline.ledger import Ledger
+from payout_pipeline.verdict import Severity, Table, Verdict
+from payout_pipeline.warehouse.client import Session, Warehouse
+from payout_pipeline.warehouse.identifiers import QualifiedName
+from payout_pipeline.warehouse.load import slices
+from payout_pipeline.warehouse.statements import statement
+from payout_pipeline.warehouse.target import SOURCE, TargetTable, ensure_target
+from payout_pipeline.warehouse.view import normal_id
+from payout_pipeline.words import counted
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from payout_pipeline.chunks import Worklist
+    from payout_pipeline.settings import Settings
+
+SHOWN_ROWS = 20
+#: What is wrong with a stored condition. Rows in another spelling are ours, but neither found nor replaced by a load.
+DEFECTS = ("missing", "different", "stale", "conflict", "written otherwise")
+
+
+@dataclass
+class Comparison:
+    """Ledger against table: exact counts by defect, and the first rows that differ.
+
+    ``held``: conditions whose only place in the table is taken by another source's row with the same vector (no defect).
+    """
+
+    table: str
+    ids: int = 0
+    resolved: int = 0
+    held: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+    differences: list[tuple[str, str, str, str, str]] = field(default_factory=list)
+    sql: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the table holds exactly the resolved rows."""
+        return not self.counts.total()
+
+    def note(self, condition_id: str, defect: str, fetched: str, stored: str, source: str) -> None:
+        """Count a defect, and keep it while there are few."""
+        self.counts[defect] += 1
+        if len(self.differences) < SHOWN_ROWS:
+            self.differences.append((condition_id, defect, fetched, stored, source))
+
+
+def checks(settings: Settings, _worklist: Worklist, key: str) -> Mapping[str, Callable[[], Verdict]]:
+    """The checks of the partition ``key`` by name."""
+    return {"stored_equals_fetched": lambda: stored_equals_fetched(settings, key)}
+
+
+def stored_equals_fetched(settings: Settings, key: str) -> Verdict:
+    """ClickHouse holds exactly the resolved rows of the chunk."""
+    ledger = Ledger(settings.runtime_dir, key)
+    info = ledger.finished()
+    repair = f"Materialize resolutions_external_ingest for {key} again: it writes what differs."
+    if info is None:
+        sentence = f"There is no finished ledger of {key} to compare the table with."
+        repair = f"Run `payout-pipeline backfill --workers {int(key.split('_')[1])}`."
+        return Verdict("stored_equals_fetched", False, Severity.ERROR, sentence, "a ledger", "none", repair=repair)
+    with Warehouse.from_settings(settings, f"check of {key}").session(f"checking {key}") as session:
+        target = ensure_target(session, QualifiedName.parse(settings.target_table), settings.clickhouse_cluster)
+        found = compare_stored(session, target, ledger.read())
+    if found.counts["conflict"]:
+        repair += (
+            " The table keeps one row per condition, and a vector of another source is never overwritten: decide for each "
+            "conflict which is right, and delete that row if it is wrong."
+        )
+    if found.counts["written otherwise"]:
+        repair += (
+            f" Rows of source {SOURCE} whose ids are written with 0x or in upper case were not written by the pipeline: "
+            "delete them by their condition_id."
+        )
+    table = Table(
+        "rows that differ", ("condition_id", "defect", "fetched", "stored", "source"), tuple(found.differences)
+    )
+    held = f" ({found.held:,} of them by rows of other sources with the same vector)" if found.held else ""
+    if found.ok:
+        sentence = (
+            f"{found.table} holds exactly the {found.resolved:,} resolved vectors of {counted(found.ids, 'id')}{held}."
+        )
+    else:
+        listed = ", ".join(f"{found.counts[defect]:,} {defect}" for defect in DEFECTS if found.counts[defect])
+        sentence = (
+            f"{found.table} differs from what was fetched: {listed} ({found.resolved:,} resolved of "
+            f"{counted(found.ids, 'id')}). First: {found.differences[0][0]}."
+        )
+    return Verdict(
+        "stored_equals_fetched",
+        found.ok,
+        Severity.ERROR,
+        sentence,
+        found.resolved,
+        found.resolved - sum(found.counts[defect] for defect in ("missing", "different", "conflict")),
+        tables=(table,) if found.differences else (),
+        sql=found.sql,
+        repair="" if found.ok else repair,
+        facts={**{defect: found.counts[defect] for defect in DEFECTS}, "held by other sources": found.held},
+    )
+
+
+def compare_stored(session: Session, target: TargetTable, batches: Iterable[pa.RecordBatch]) -> Comparison:
+    """Compare ledger rows of all statuses (each id once) with what the table holds of their ids. Reads only."""
+    import pyarrow as pa
+
+    sql = statement(
+        "checks/stored_equals_fetched",
+        target=target.name,
+        id=normal_id("m.condition_id"),
+        consistency=target.consistency,
+    )
+    found = Comparison(str(target.name), sql=sql)
+    for batch in slices(batches):
+        asked = pa.record_batch({"condition_id": batch.column("condition_id").cast(pa.string())})
+        rows = session.rows(sql, doing=f"reading {target.name}", external={"asked": asked})
+        stored: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for row in rows:
+            stored[row["condition_id"]].append(row)
+        columns = ["condition_id", "status", "payout_numerators", "payout_denominator", "winning_index", "resolved_at"]
+        for fetched in batch.select(columns).to_pylist():
+            found.ids += 1
+            found.resolved += fetched["status"] == "resolved"
+            _compare(found, target, fetched, stored.get(fetched["condition_id"], []))
+    return found
+
+
+def _compare(found: Comparison, target: TargetTable, fetched: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    condition_id, status = fetched["condition_id"], fetched["status"]
+    ours = [row for row in rows if row["source"] == SOURCE and row["written"] == condition_id]
+    for row in rows:
+        if row["source"] == SOURCE and row["written"] != condition_id:
+            found.note(row["written"], "written otherwise", _vector(fetched), _stored(row), SOURCE)
+    if status in ("unresolved", "absent"):
+        if ours:
+            found.note(condition_id, "stale", status, _stored(ours[0]), SOURCE)
+        return
+    if status != "resolved":  # not known now: whatever is stored of it is left alone
+        return
+    if ours:
+        if len(ours) > 1 or not _is_same(fetched, ours[0]):
+            found.note(condition_id, "different", _vector(fetched), "; ".join(map(_stored, ours)), SOURCE)
+        return
+    others = [row for row in rows if row["written"] == condition_id and _shares(row)]
+    if not target.exclusive or not others:
+        found.note(condition_id, "missing", _vector(fetched), "", "")
+    elif _shares(others[0]) == [Fraction(n, fetched["payout_denominator"]) for n in fetched["payout_numerators"]]:
+        found.held += 1
+    else:
+        found.note(condition_id, "conflict", _vector(fetched), _stored(others[0]), others[0]["source"])
+
+
+def _is_same(fetched: dict[str, Any], row: dict[str, Any]) -> bool:
+    at = fetched["resolved_at"]
+    return bool(
+        json.loads(row["numerators"]) == fetched["payout_numerators"]
+        and int(row["denominator"]) == fetched["payout_denominator"]
+        and row["winning_index"] == fetched["winning_index"]
+        and row["resolved_at"] == (int(at.timestamp()) if at is not None else 0)
+    )
+
+
+def _shares(row: dict[str, Any]) -> list[Fraction]:
+    """What each outcome is paid; empty for a row that is no vector (a placeholder)."""
+    numerators, denominator = json.loads(row["numerators"]), int(row["denominator"])
+    return [Fraction(n, denominator) for n in numerators] if denominator > 0 and sum(numerators) > 0 else []
+
+
+def _vector(fetched: dict[str, Any]) -> str:
+    numerators = fetched["payout_numerators"]
+    return f"{json.dumps(numerators, separators=(',', ':'))}/{fetched['payout_denominator']}" if numerators else ""
+
+
+def _stored(row: dict[str, Any]) -> str:
+    return f"{row['numerators']}/{row['denominator']}"

@@ -1,0 +1,564 @@
+"""The checks of ``vw_resolutions_truth``: the view and its sources as they are stored at the moment of the check."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from payout_pipeline.chunks import Worklist, read_input
+from payout_pipeline.ledger import Ledger
+from payout_pipeline.verdict import Severity, Table, Value, Verdict
+from payout_pipeline.verification import baseline as before_after
+from payout_pipeline.verification import numbers
+from payout_pipeline.verification.expected_view import ViewComparison, compare_view
+from payout_pipeline.verification.numbers import Place
+from payout_pipeline.warehouse.load import slices
+from payout_pipeline.warehouse.statements import Sql, statement
+from payout_pipeline.warehouse.target import SOURCE
+from payout_pipeline.warehouse.view import normal_id
+from payout_pipeline.words import counted, has, is_, listed, share
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from payout_pipeline.settings import Settings
+    from payout_pipeline.warehouse.client import Session
+
+SHOWN_ROWS = 20
+#: Ids that travel to the database in one statement.
+_IDS_AT_ONCE = 1 << 17
+REBUILD = (
+    "materialize vw_resolutions_truth again (`dagster asset materialize -m payout_pipeline.definitions --select "
+    "vw_resolutions_truth`)"
+)
+_LOAD_AGAIN = "materialize resolutions_external_ingest again for all partitions"
+
+
+def checks(settings: Settings, worklist: Worklist, session: Session) -> Mapping[str, Callable[[], Verdict]]:
+    """The checks by name, all of one session; ``all_workers_complete`` is not among them, as it needs no database."""
+    at = _View(settings, worklist, session)
+    return {
+        function.__name__: function
+        for function in (
+            at.unique_conditions,
+            at.payout_quality,
+            at.payout_sample,
+            at.no_null_payouts,
+            at.one_row_per_condition,
+            at.goldsky_rows_included,
+            at.market_rows_included,
+            at.view_equals_sources,
+            at.sources_agree,
+            at.coverage_before_after,
+            at.settled_pnl,
+        )
+    }
+
+
+def could_not_be_made(check: str, severity: Severity, message: str) -> Verdict:
+    """A check whose question has no answer here, because something that it reads is missing, broken or of another shape."""
+    head, _, rest = message.partition("\n")
+    repair = " ".join(rest.split()).removeprefix("To repair it: ")
+    return Verdict(check, False, severity, head[:1].upper() + head[1:], "an answer", "none", repair=repair)
+
+
+def _ids_table(title: str, ids: list[str]) -> tuple[Table, ...]:
+    return (Table(title, ("condition_id",), tuple((i,) for i in ids[:SHOWN_ROWS])),) if ids else ()
+
+
+class _View:
+    """One look at the view and its sources; what several checks need is read once."""
+
+    def __init__(self, settings: Settings, worklist: Worklist, session: Session) -> None:
+        self._settings, self._worklist, self._session = settings, worklist, session
+        self._place = Place(session, settings)
+
+    def _rows(self, name: str, doing: str, **parts: Any) -> tuple[list[dict[str, Any]], str]:
+        sql = statement(f"checks/{name}", **parts)
+        parameters = {"source": SOURCE} if "{source:" in sql else {}
+        return self._session.rows(sql, parameters, doing=doing), sql
+
+    @cached_property
+    def _comparison(self) -> ViewComparison:
+        _ = self._place.view
+        return compare_view(self._place)
+
+    def _input_ids(self) -> Iterator[pa.RecordBatch]:
+        """Today's input: the ids of the list, or in scan mode those of the ledgers."""
+        import pyarrow as pa
+
+        if self._worklist.ids is None:
+            for batch in self._ledgers(["condition_id"], None):
+                yield pa.record_batch({"condition_id": batch.column("condition_id").cast(pa.string())})
+            return
+        found = read_input(self._settings.condition_ids_file)
+        for start in range(0, found.count, _IDS_AT_ONCE):
+            yield pa.record_batch({"condition_id": pa.array(found.ids(start, start + _IDS_AT_ONCE), pa.string())})
+
+    def _ledgers(self, columns: list[str], statuses: list[str] | None) -> Iterator[pa.RecordBatch]:
+        for worker in self._worklist.workers:
+            ledger = Ledger(self._settings.runtime_dir, worker.key)
+            if ledger.finished() is not None:
+                yield from ledger.read(columns, statuses)
+
+    def unique_conditions(self) -> Verdict:
+        """Distinct ids of today's input stored with source goldsky-api reach the success bar."""
+        target = self._place.target
+        parts: dict[str, Any] = {"target": target.name, "final": target.table.final, "id": normal_id("m.condition_id")}
+        totals, _ = self._rows("unique_conditions", f"counting the conditions of {target.name}", **parts)
+        stored = ids = 0
+        sql = statement("checks/unique_conditions_of_input", **parts)
+        for batch in self._input_ids():
+            ids += batch.num_rows
+            doing = f"looking for the ids of the input in {target.name}"
+            stored += self._session.rows(sql, {"source": SOURCE}, doing=doing, external={"asked": batch})[0][
+                "conditions"
+            ]
+        bar = self._settings.success_bar(ids)
+        passed = stored >= bar
+        table = Table(
+            "total payouts by source",
+            ("source", "total_payouts", "unique_conditions"),
+            tuple((row["source"], row["total_payouts"], row["unique_conditions"]) for row in totals),
+        )
+        return Verdict(
+            "unique_conditions",
+            passed,
+            Severity.ERROR,
+            f"{stored:,} of {counted(ids, 'condition')} of the input have a payout vector from {SOURCE} "
+            f"({share(stored, ids)}); at least {bar:,} were expected.",
+            bar,
+            stored,
+            tables=(table,) if table.rows else (),
+            sql=sql,
+            repair=""
+            if passed
+            else "Look at the statuses in all_workers_complete: many `unresolved` are markets still open (lower "
+            "PAYOUT_MIN_UNIQUE_CONDITIONS if that is right for your ids), many `absent` mean that the endpoint is another "
+            "subgraph than the ids come from, many `failed` are asked again by `payout-pipeline backfill`.",
+            facts={"unique_conditions": stored, "input ids": ids},
+        )
+
+    def payout_quality(self) -> Verdict:
+        """Numerators sum to the denominator in every row of the table and of the view; the guide's distribution."""
+        target = self._place.target
+        shapes, sql = self._rows(
+            "payout_quality", f"checking the vectors of {target.name}", target=target.name, final=target.table.final
+        )
+        view, view_sql = self._rows("payout_quality_view", "checking the vectors of the view", view=self._place.view)
+        rows, unsound = sum(s["count"] for s in shapes), sum(s["count"] for s in shapes if not s["sound"])
+        of_view = view[0]
+        table = Table(
+            "payout distribution",
+            ("count", "payout_denominator", "sum_check", "sound", "examples"),
+            tuple(
+                (s["count"], s["payout_denominator"], s["sum_check"], bool(s["sound"]), ", ".join(s["examples"][:1]))
+                for s in shapes[:SHOWN_ROWS]
+            ),
+        )
+        problems = []
+        if unsound:
+            bad = next(s for s in shapes if not s["sound"])
+            problems.append(
+                f"in {counted(unsound, 'row')} of {target.name} they do not, for example {bad['examples'][0]}: they sum to "
+                f"{bad['sum_check']} over {bad['payout_denominator']}"
+            )
+        if of_view["unsound"]:
+            problems.append(
+                f"in {counted(of_view['unsound'], 'row')} of the view they do not, for example {of_view['examples'][0]}"
+            )
+        empty = not rows and self._expects_rows()
+        sentence = f"In {rows - unsound:,} of {counted(rows, 'row')} of {SOURCE} the numerators sum to the denominator"
+        return Verdict(
+            "payout_quality",
+            not problems and not empty,
+            Severity.ERROR,
+            f"{'; '.join([sentence, *problems])}{', though resolved vectors were fetched' if empty else ''}.",
+            0,
+            unsound + of_view["unsound"],
+            tables=(table,) if table.rows else (),
+            sql=f"{sql}\n;\n{view_sql}",
+            repair=f"The pipeline stores only vectors whose numerators sum to the denominator: {_LOAD_AGAIN}; rows of "
+            f"{self._settings.market_resolutions_table} are yours to correct."
+            if problems or empty
+            else "",
+            facts={"rows": rows, "rows of the view": of_view["rows"]},
+            nothing=not rows and not empty,
+        )
+
+    def _expects_rows(self) -> bool:
+        """Whether any ledger has a resolved id, so that an empty table is a fault."""
+        snapshots = [Ledger(self._settings.runtime_dir, worker.key).finished() for worker in self._worklist.workers]
+        return any(info is None or info.counts["resolved"] for info in snapshots)
+
+    def payout_sample(self) -> Verdict:
+        """Five rows, each well-formed."""
+        target = self._place.target
+        rows, sql = self._rows(
+            "payout_sample", f"taking a sample of {target.name}", target=target.name, final=target.table.final
+        )
+        bad = [row for row in rows if row["defect"]]
+        columns = ("condition_id", "payout_numerators", "payout_denominator", "winning_index", "defect")
+        table = Table("sample of payouts", columns, tuple(tuple(row[c] for c in columns) for row in rows))
+        empty = not rows and self._expects_rows()
+        if not rows:
+            sentence = f"There is no row of {SOURCE} to look at"
+        elif bad:
+            sentence = (
+                f"{len(bad)} of {counted(len(rows), 'sampled row')} {is_(len(bad))} malformed: "
+                f"{bad[0]['condition_id']}: {bad[0]['defect']}"
+            )
+        else:
+            sentence = f"{counted(len(rows), 'sampled row')}, each well-formed: id, lengths, sum and winning index"
+        return Verdict(
+            "payout_sample",
+            bool(rows) and not bad,
+            Severity.ERROR,
+            f"{sentence}.",
+            0,
+            len(bad),
+            tables=(table,) if rows else (),
+            sql=sql,
+            repair=f"{_LOAD_AGAIN[0].upper()}{_LOAD_AGAIN[1:]}; see stored_equals_fetched." if bad or empty else "",
+            nothing=not rows and not empty,
+        )
+
+    def no_null_payouts(self) -> Verdict:
+        """No resolved market without a vector: neither a row of the view, nor an id that the ledgers have as resolved."""
+        view = self._place.view
+        counts, sql_view = self._rows("no_null_payouts_view", f"looking for empty vectors in {view}", view=view)
+        sql = statement("checks/no_null_payouts", view=view)
+        resolved = missing = 0
+        examples: list[str] = list(counts[0]["examples"])
+        for batch in slices(self._ledgers(["condition_id"], ["resolved"]), _IDS_AT_ONCE):
+            resolved += batch.num_rows
+            doing = f"looking for resolved conditions in {view}"
+            found = self._session.arrow(sql, doing=doing, external={"resolved": _as_text(batch)})
+            missing += found.num_rows
+            examples += found.column("condition_id").slice(0, SHOWN_ROWS).to_pylist()
+        empty = counts[0]["without_vector"]
+        parts = []
+        if empty:
+            parts.append(f"{counted(empty, 'row')} of the view {has(empty)} no vector ({listed(examples, empty, 1)})")
+        if missing:
+            parts.append(
+                f"{missing:,} of {counted(resolved, 'condition')} that Goldsky resolved {has(missing)} no vector in the view"
+            )
+        sentence = "; ".join(parts) or (
+            f"Each of {counted(counts[0]['rows'], 'row')} of the view has a vector, and each of "
+            f"{counted(resolved, 'condition')} that Goldsky resolved is among them"
+        )
+        return Verdict(
+            "no_null_payouts",
+            not parts,
+            Severity.ERROR,
+            f"{sentence}.",
+            0,
+            empty + missing,
+            tables=_ids_table("resolved without a vector", examples) if parts else (),
+            sql=f"{sql_view}\n;\n{sql}",
+            repair=f"{_LOAD_AGAIN[0].upper()}{_LOAD_AGAIN[1:]}, then {REBUILD}. Rows of "
+            f"{self._settings.market_resolutions_table} without a vector are yours to correct."
+            if parts
+            else "",
+            facts={"rows without a vector": empty, "resolved but not in the view": missing},
+        )
+
+    def one_row_per_condition(self) -> Verdict:
+        """The view has as many rows as conditions."""
+        view = self._place.view
+        counts, sql = self._rows("one_row_per_condition", f"counting the rows of {view}", view=view)
+        rows, conditions = counts[0]["rows"], counts[0]["conditions"]
+        doubled, examples = 0, []
+        if rows != conditions:
+            found, _ = self._rows(
+                "one_row_per_condition_doubled", f"looking for doubled conditions in {view}", view=view
+            )
+            doubled, examples = found[0]["doubled"], list(found[0]["examples"])
+        sentence = f"The view has {counted(rows, 'row')} for {counted(conditions, 'condition')}"
+        if rows != conditions:
+            sentence += (
+                f": {counted(doubled, 'condition')} {is_(doubled)} there more than once and "
+                f"{'pays its' if doubled == 1 else 'pay their'} wallets again ({listed(examples, doubled, 1)})"
+            )
+        return Verdict(
+            "one_row_per_condition",
+            rows == conditions,
+            Severity.ERROR,
+            f"{sentence}.",
+            conditions,
+            rows,
+            tables=_ids_table("conditions with several rows", examples),
+            sql=sql,
+            repair="" if rows == conditions else f"The view is not the one of this pipeline: {REBUILD}.",
+        )
+
+    def goldsky_rows_included(self) -> Verdict:
+        """Every eligible external row is in the view, or its condition comes from ``market_resolutions_final``."""
+        found, sql = self._rows(
+            "goldsky_rows_included",
+            f"looking for external rows in {self._place.view}",
+            view=self._place.view,
+            market_name=Sql(self._place.market.name.name),
+            **self._place.target_parts,
+        )
+        row = found[0]
+        missing, examples = row["missing"], list(row["examples"])
+        sentence = (
+            f"{row['eligible'] - missing:,} of {counted(row['eligible'], 'condition')} of the external table are in the "
+            f"view: {row['from_external']:,} from there, {row['from_market']:,} from market_resolutions_final"
+        )
+        if missing:
+            sentence += f"; {missing:,} {is_(missing)} missing ({listed(examples, missing, 1)})"
+        return Verdict(
+            "goldsky_rows_included",
+            not missing,
+            Severity.ERROR,
+            f"{sentence}.",
+            row["eligible"],
+            row["eligible"] - missing,
+            tables=_ids_table("external conditions that the view lacks", examples),
+            sql=sql,
+            repair=f"The view was built before these rows, or by something else: {REBUILD}." if missing else "",
+            facts={
+                "from the external table": row["from_external"],
+                "from market_resolutions_final": row["from_market"],
+            },
+        )
+
+    def market_rows_included(self) -> Verdict:
+        """Every eligible row of ``market_resolutions_final`` is in the view."""
+        found = self._comparison
+        missing = found.market_missing
+        whole = f"{counted(found.market, 'condition')} of {self._place.market.name}"
+        sentence = f"{found.market - missing:,} of {whole} are in the view"
+        if missing:
+            sentence += f"; {missing:,} {is_(missing)} missing ({listed(found.missing_market_ids, missing, 1)})"
+        return Verdict(
+            "market_rows_included",
+            not missing,
+            Severity.ERROR,
+            f"{sentence}.",
+            found.market,
+            found.market - missing,
+            tables=_ids_table("conditions of the market table that the view lacks", found.missing_market_ids),
+            sql=found.sql,
+            repair=f"The view is not the one of this pipeline: {REBUILD}." if missing else "",
+            nothing=not found.market,
+        )
+
+    def view_equals_sources(self) -> Verdict:
+        """Each row of the view equals the row of the source that the precedence names, and there is no other row."""
+        found = self._comparison
+        wrong = found.changed + found.lost + found.foreign
+        if wrong:
+            parts = [
+                f"{number:,} {what}"
+                for number, what in (
+                    (found.changed, "different"),
+                    (found.lost, "lost"),
+                    (found.foreign, "not in the sources"),
+                )
+                if number
+            ]
+            sentence = (
+                f"The view differs from its sources in {counted(wrong, 'condition')}: {', '.join(parts)}; for example "
+                f"{found.differences[0][0]}"
+            )
+        else:
+            sentence = f"Each of {counted(found.rows, 'row')} of the view equals its source in all six columns"
+        table = Table(
+            "rows that differ", ("condition_id", "defect", "sources say", "view says"), tuple(found.differences)
+        )
+        return Verdict(
+            "view_equals_sources",
+            not wrong,
+            Severity.ERROR,
+            f"{sentence}.",
+            found.expected,
+            found.rows,
+            tables=(table,) if wrong else (),
+            sql=found.sql,
+            repair=f"The view is not the one of this pipeline, or was built from other tables: {REBUILD}."
+            if wrong
+            else "",
+            facts={"different": found.changed, "lost": found.lost, "not in the sources": found.foreign},
+        )
+
+    def sources_agree(self) -> Verdict:
+        """No condition has different vectors in the two sources."""
+        found = self._comparison
+        sentence = f"{counted(found.overlap, 'condition')} {is_(found.overlap)} resolved by both sources"
+        if found.differing:
+            first = found.disagreements[0]
+            sentence += (
+                f", {found.differing:,} of them differently, for example {first[0]}: {first[1]} against {first[2]}"
+            )
+        elif found.overlap:
+            sentence += ", all with the same vector"
+        columns = ("condition_id", "market_resolutions_final", SOURCE)
+        return Verdict(
+            "sources_agree",
+            bool(found.overlap) and not found.differing,
+            Severity.WARN,
+            f"{sentence}.",
+            0,
+            found.differing,
+            tables=(Table("conditions that differ", columns, tuple(found.disagreements)),) if found.differing else (),
+            sql=found.sql,
+            repair="The view takes market_resolutions_final. Look each condition up on chain (ConditionResolution of the "
+            "conditional tokens contract) and correct the source that is wrong."
+            if found.differing
+            else "",
+            facts={"resolved by both": found.overlap},
+            nothing=not found.overlap,
+        )
+
+    def coverage_before_after(self) -> Verdict:
+        """Conditions after are at least those before, and at least those accepted since."""
+        now = before_after.measure(self._session, self._settings)
+        before, accepted = before_after.baseline(self._settings)
+        rows: list[tuple[Value, ...]] = []
+        for label, at in (("Before", before), ("Accepted", accepted), ("After Goldsky", now)):
+            if at is not None:
+                cells = (at.market, at.external, at.either, 0 if at.no_view else at.view)
+                rows.append((label, *("not measured" if cell is None else cell for cell in cells)))
+        columns = ("status", "market_resolutions_final", "external table", "either", "in the view")
+        floor = max([at.view or 0 for at in (before, accepted) if at is not None], default=0)
+        problems: list[str] = []
+        repair = f"Look at {self._settings.truth_view} and its two tables, then {REBUILD}."
+        if now.view is None:
+            problems.append(now.view_fault or f"there is no view {self._settings.truth_view}")
+        elif before is None:
+            problems.append("nobody measured how many conditions there were before")
+            repair = f"Do not create the view by hand; {REBUILD}, which measures before and after."
+        elif now.view < floor:
+            problems.append(f"{floor:,} before, {floor - now.view:,} lost")
+            repair = (
+                "Rows were removed from market_resolutions_final or from the external table: compare the columns of the "
+                f"table, restore what is gone, then {REBUILD}. If the loss is right: `payout-pipeline verify --accept-loss`."
+            )
+        view = now.view or 0
+        sentence = f"The view covers {counted(view, 'condition')}"
+        if problems:
+            sentence += f"; {problems[0]}"
+        elif before is not None and before.no_view:
+            sentence += " and is new"
+        elif before is not None and before.view_fault:
+            sentence += f"; before, it could not be read: {before.view_fault}"
+        else:
+            sentence += f"; {floor:,} before, {view - floor:,} gained"
+        return Verdict(
+            "coverage_before_after",
+            not problems,
+            Severity.ERROR,
+            f"{sentence.rstrip('.')}.",
+            floor,
+            view,
+            tables=(Table("coverage before and after", columns, tuple(rows)),),
+            sql=statement("checks/coverage_before_after", **self._place.market_parts, **self._place.target_parts),
+            repair=repair if problems else "",
+            facts={"gained": view - floor, "before": floor, "after": view},
+        )
+
+    def settled_pnl(self) -> Verdict:
+        """Wallets with settled P&L and its total, before and after; redemptions are part of it; nobody is paid twice."""
+        view = self._settings.pnl_view
+        now = numbers.settled_pnl(self._session, self._settings)
+        if now.get("no_pnl"):
+            sentence = f"There is no view {view}" + (
+                " in the embedded database" if self._settings.embedded else ", or the user may not see it"
+            )
+            repair = f"Create {view}, GRANT SELECT on it, or set PAYOUT_PNL_VIEW (empty: no P&L check)."
+            embedded = self._settings.embedded and not any(
+                at and at.wallets for at in before_after.baseline(self._settings)
+            )
+            return Verdict(
+                "settled_pnl", False, Severity.ERROR, f"{sentence}.", "a view of settled P&L", "none",
+                repair="" if embedded else repair, nothing=embedded,
+            )  # fmt: skip
+        before, accepted = before_after.baseline(self._settings)
+        floor = max([at.wallets or 0 for at in (before, accepted) if at is not None], default=0)
+        problems = _pnl_problems(now, floor, view)
+        rows: list[tuple[Value, ...]] = []
+        for label, wallets, total, paid in (
+            *(
+                (name, at.wallets, at.total, at.redemptions)
+                for name, at in (("Before", before), ("Accepted", accepted))
+                if at
+            ),
+            ("After Goldsky", now["wallets"], now["total"], now["redemptions"]),
+        ):
+            cells = (wallets, total, paid)
+            shown = ["not measured" if c is None else round(c, 2) if isinstance(c, float) else c for c in cells]
+            rows.append((label, *shown))
+        columns = ("status", "wallets_with_settled_pnl", "total_settled_pnl", "redemption value")
+        tables = [Table("settled P&L before and after", columns, tuple(rows))]
+        if now["examples"]:
+            tables.append(Table("wallets paid more than once", ("wallet", "rows"), tuple(now["examples"][:SHOWN_ROWS])))
+        sentence = (
+            f"{counted(now['wallets'], 'wallet')} {has(now['wallets'])} settled P&L of {now['total']:,.2f} USD in total"
+        )
+        if before is not None and before.total is not None and before.wallets is not None:
+            sentence += f" ({before.wallets:,} and {before.total:,.2f} USD before)"
+        elif before is not None and before.pnl_fault:
+            sentence += f" (before, it could not be read: {before.pnl_fault})"
+        if problems:
+            said = "; ".join(problem for problem, _ in problems)
+            sentence = f"{said[0].upper()}{said[1:]}. {sentence}"
+        return Verdict(
+            "settled_pnl",
+            not problems,
+            Severity.ERROR,
+            f"{sentence.rstrip('.')}.",
+            floor,
+            now["wallets"],
+            tables=tuple(tables),
+            sql=now["sql"],
+            repair=" ".join(dict.fromkeys(repair for _, repair in problems)),
+            facts={"total_settled_pnl": round(now["total"], 2), "paid twice": now["doubled"]},
+        )
+
+
+def _pnl_problems(now: Mapping[str, Any], floor: int, view: str) -> list[tuple[str, str]]:
+    """What is wrong with settled P&L, each with its repair."""
+    problems: list[tuple[str, str]] = []
+    definition = f"Correct the definition of {view}."
+    if now["not_numbers"]:
+        problems.append((f"{counted(now['not_numbers'], 'row')} of {view} hold NULL, NaN or infinity", definition))
+    if now["without_wallet"]:
+        problems.append(
+            (f"{counted(now['without_wallet'], 'row')} of {view} {has(now['without_wallet'])} no wallet", definition)
+        )
+    if now["doubled"] > 0:
+        example = f" (wallet {now['examples'][0][0]} has {now['examples'][0][1]} rows)" if now["examples"] else ""
+        problems.append(
+            (
+                f"{counted(now['doubled'], 'row')} pay a wallet again{example}",
+                f"Where one_row_per_condition failed too, {REBUILD}; otherwise the definition of {view} joins something "
+                "that has several rows a wallet.",
+            )
+        )
+    if now["not_added_up"]:
+        problems.append(
+            (
+                f"in {counted(now['not_added_up'], 'wallet')} the total is not trading plus redemption",
+                f"Correct the definition of {view}: total_pnl = trading_pnl + redemption_pnl.",
+            )
+        )
+    if now["wallets"] < floor:
+        problems.append(
+            (
+                f"{floor - now['wallets']:,} of {counted(floor, 'wallet')} lost their settled P&L",
+                "Compare coverage_before_after: conditions that left the view take their wallets along. If the loss is "
+                "right: `payout-pipeline verify --accept-loss`.",
+            )
+        )
+    return problems
+
+
+def _as_text(batch: pa.RecordBatch) -> pa.RecordBatch:
+    import pyarrow as pa
+
+    return pa.record_batch({"condition_id": batch.column("condition_id").cast(pa.string())})

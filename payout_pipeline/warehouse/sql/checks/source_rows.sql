@@ -1,0 +1,11 @@
+-- The rows of one of the two tables as they are, with what decides between several rows of one condition.
+SELECT
+    toString(m.${id}) AS written,
+    toString(m.payout_numerators) AS vector,
+    toString(m.payout_denominator) AS denominator,
+    ${winning_index} AS winning_index,
+    ${resolved_at} AS resolved_at,
+    ${source} AS source,
+    ${recent} AS recent
+FROM ${table} AS m ${final}
+WHERE startsWith(${normal_id}, {prefix:String})

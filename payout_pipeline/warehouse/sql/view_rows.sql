@@ -1,1 +1,0 @@
-SELECT count() AS view_rows FROM ${view}
