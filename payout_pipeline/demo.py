@@ -31,9 +31,9 @@ _UNLIMITED = "1000000/1s"
 
 def run_demo(*, ids: int, seed: int, rate_limit: str, latency: float, directory: Path | None) -> int:
     """Run everything and return the exit code of the backfill. Starts from nothing: an earlier demo is removed."""
-    from payout_pipeline.backfill import report_console
+    from payout_pipeline.commands.output import console as make_console
 
-    console = report_console()
+    console = make_console()
     place = (directory or Path("runtime") / "demo").absolute()
     _make_room(place)
     started = time.monotonic()
@@ -131,7 +131,7 @@ def _subgraph(conditions: Path, rate_limit: str, latency: float) -> Iterator[str
 
 def _in_child(function: Any, *arguments: Any) -> None:
     """Run ``function`` in a child process: this one must not load the embedded engine before it forks its workers."""
-    from payout_pipeline.backfill import fork_context
+    from payout_pipeline.worker_pool import fork_context
 
     process = fork_context().Process(target=function, args=arguments)
     process.start()

@@ -194,7 +194,7 @@ def _source_sql(table: Table, source: str | None) -> str:
             "toInt64(ifNull(toUnixTimestamp(m.resolved_at), 0))" if moment and is_time(moment) else "toInt64(0)"
         ),
         source=Sql(f"'{source}'" if source is not None else "toString(m.source)"),
-        recent=Sql(f"tuple({', '.join(recent)})" if recent else "tuple(toInt64(0))"),
+        recent=Sql(f"concat({', '.join([*recent, chr(39) * 2])})"),
         table=table.name,
         final=table.final,
     )
