@@ -6,23 +6,22 @@ import csv
 import hashlib
 import json
 from collections import Counter
+from datetime import datetime, timezone
 from decimal import Decimal
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from payout_pipeline.errors import InputError
 from payout_pipeline.payouts import Vector, parse_payouts
-from payout_pipeline.subgraph.chain import NEVER, Chain
+from payout_pipeline.subgraph.chain import Chain
 from payout_pipeline.subgraph.decimals import decimal_text, integer_vector, normalise, to_text
 from payout_pipeline.subgraph.generate import expected_vectors, generate
-from payout_pipeline.subgraph.store import NO_TIME, ConditionRow, ConditionStore
-from payout_pipeline_tests.subgraph_conformance import cid
+from payout_pipeline.subgraph.store import ConditionStore
 
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
 HEADER = "condition_id,payouts,resolved_at\n"
@@ -73,7 +72,7 @@ def test_a_file_is_served_with_its_times_as_blocks(tmp_path: Path) -> None:
     chain = Chain(head_number=100_000_000)
     when = chain.timestamp(50_000_001) - 1
     conditions, unresolved = tmp_path / "conditions.csv", tmp_path / "unresolved.txt"
-    stamp = str(np.datetime64(when, "s"))
+    stamp = datetime.fromtimestamp(when, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")
     conditions.write_text(
         HEADER
         + f'{"A" * 64},"[""0.5"",""0.50""]",{stamp}Z\n'
@@ -84,21 +83,13 @@ def test_a_file_is_served_with_its_times_as_blocks(tmp_path: Path) -> None:
     )
     unresolved.write_text(f"# known\n\n{'d' * 64}\n0X{'F' * 64}\n")
     store = ConditionStore.from_files(conditions, unresolved, chain)
-    assert store.ids.tolist() == [b"0x" + letter * 64 for letter in (b"a", b"b", b"c", b"d", b"e", b"f")]
-    assert [store.vectors[i].payouts_json if i >= 0 else None for i in store.vector.tolist()] == [
-        b'["0.5","0.5"]',
-        b'["1","0"]',
-        b'["1","0"]',
-        None,
-        None,
-        None,
-    ]
-    resolved = store.resolved.tolist()
-    assert resolved[:2] == [50_000_001, 50_000_001]
-    assert 0 < resolved[2] < chain.head() - 250
-    assert resolved[3:] == [NEVER] * 3
-    assert (store.created < store.resolved).all()
-    assert store.resolved_at.tolist() == [when, when, *[NO_TIME] * 4]
+    assert store.ids == ["0x" + letter * 64 for letter in "abcdef"]
+    rows = [store.rows[identity] for identity in store.ids]
+    assert [row.payouts for row in rows] == [("0.5", "0.5"), ("1", "0"), ("1", "0"), None, None, None]
+    assert [row.resolved_block for row in rows[:2]] == [50_000_001, 50_000_001]
+    assert 0 < rows[2].resolved_block < chain.head() - 250
+    assert all(row.created_block < row.resolved_block for row in rows)
+    assert [row.resolved_at for row in rows] == [when, when, *[None] * 4]
 
 
 def test_a_condition_that_is_listed_twice_is_refused(tmp_path: Path) -> None:
@@ -111,24 +102,6 @@ def test_a_condition_that_is_listed_twice_is_refused(tmp_path: Path) -> None:
 def test_a_missing_file_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="No such file"):
         ConditionStore.from_files(tmp_path / "nothing.csv", None, Chain(10))
-
-
-def test_an_empty_store_has_no_rows() -> None:
-    store = ConditionStore.from_rows([])
-    assert (len(store), store.find([cid(1)]).tolist(), store.place("x", after=True)) == (0, [], 0)
-
-
-TEXTS = st.text("~0axX", min_size=1, max_size=5)
-
-
-@given(st.sets(TEXTS, max_size=20), st.lists(TEXTS, max_size=20))
-def test_ids_are_found_and_placed_as_a_sorted_list_has_them(known: set[str], wanted: list[str]) -> None:
-    store = ConditionStore.from_rows([ConditionRow(text) for text in known])
-    order = sorted(known)
-    assert [order[row] for row in store.find(wanted)] == sorted(known & set(wanted))
-    for text in wanted:
-        assert store.place(text, after=False) == sum(1 for other in order if other < text)
-        assert store.place(text, after=True) == sum(1 for other in order if other <= text)
 
 
 @given(st.integers(0, 2**31 - 2))
@@ -206,14 +179,7 @@ def test_the_real_outcomes_are_all_served() -> None:
     path = REAL_DATA / "resolutions.csv"
     store = ConditionStore.from_files(path, None, chain)
     assert len(store) == 11_927
-    pinned = chain.head() - 250
-    everything = np.arange(len(store))
-    assert (store.vector_at(everything, pinned) >= 0).all()
-    assert (store.vector_at(everything, 1) == -1).all()
+    assert all(1 < row.resolved_block < chain.head() - 250 for row in store.rows.values())
     with path.open(newline="") as file:
-        texts = {row["condition_id"]: row["payouts"].encode() for row in csv.DictReader(file)}
-    served = {
-        identity.decode()[2:]: store.vectors[vector].payouts_json
-        for identity, vector in zip(store.ids.tolist(), store.vector.tolist(), strict=True)
-    }
-    assert served == texts
+        texts = {row["condition_id"]: tuple(json.loads(row["payouts"])) for row in csv.DictReader(file)}
+    assert {identity[2:]: row.payouts for identity, row in store.rows.items()} == texts

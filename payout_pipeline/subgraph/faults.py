@@ -1,35 +1,40 @@
 """Faults that a test can switch on: what they are, when they strike, and what they do to an answer.
 
 A fault strikes on chosen requests (``requests``: numbers counted from 1 since the log was last cleared), with a
-``probability`` (seeded), at most ``times`` times, and only on queries with the root field ``operation``.
+``probability`` (seeded), at most ``times`` times, and only on queries with the root field ``operation``. With the
+option ``alias`` (index of a list in the query, from 0) it strikes only queries that have so many lists, and the faults
+marked * spoil that list alone.
 
-===================  ============================================================================================
-kind                 options
-===================  ============================================================================================
-``status``           ``status`` (503), ``text``, ``content_type``, ``retry_after``, ``echo`` (repeats URL and headers)
-``body``             ``form``: html, empty, truncated, object, message, null_data, text (with ``text``); ``status``
-``errors``           ``message`` or ``messages``; ``with_data`` (the true data beside the errors); ``echo``
-``statement_timeout``  ``max_ids``: queries for more ids than that time out, and all ids are echoed as graph-node does
-``poison``           ``ids``: a query that names one of them fails; otherwise as ``errors``, or ``status`` if given
-``page_cap``         ``rows`` (100): no list is longer, silently
-``foreign_id``       an id that was not asked for takes the place of the last row's
-``extra_id``         a row with an id that was not asked for comes on top
-``duplicate_id``     the first row comes twice
-``upper_case_id``    the first row's id is in upper case
-``malformed_id``     the first row's id is no id (``text``)
-``omit_id``          ``ids`` or the first row are left out
-``raw``              ``fields``: id → field → any JSON, which is served as it is
-``hang``             accepts and never answers; ``seconds`` ends it with a closed connection
-``drop``             closes the connection without an answer
-``reset``            sends ``fraction`` (0.5) of the body, then resets the connection
-``slow``             ``seconds`` more until the answer
-``redirect``         ``location``, ``status`` (307)
-``stale_head``       ``seconds`` by which the head looks older
-``indexing_errors``  ``_meta.hasIndexingErrors`` is true although data is served
-``failed``           ``block``: deterministic failure from there on, with graph-node's ``subgraphError`` policy
-``deployment``       ``deployment``: another id in ``_meta``
-``outage``           ``seconds`` from the request that it strikes; ``mode``: status (503), hang or drop
-===================  ============================================================================================
+======================  =========================================================================================
+kind                    options
+======================  =========================================================================================
+``status``              ``status`` (503), ``text``, ``content_type``, ``retry_after``, ``echo`` (repeats URL and headers)
+``body``                ``form``: html, empty, object, message, null_data, text (with ``text``), truncated* (in the middle,
+                        or after the list ``alias``), gzip_bomb (``bytes`` unpacked, 400 MB); ``status``
+``errors``*             ``message`` or ``messages``; ``with_data`` (the true data beside the errors); ``echo``. With
+                        ``alias`` the errors have its path and it is null in the data
+``statement_timeout``   ``max_ids``: queries for more ids than that time out, and all ids are echoed as graph-node does
+``poison``              ``ids``: a query that names one of them fails; otherwise as ``errors``, or ``status`` if given
+``page_cap``*           ``rows`` (100): no list is longer, silently
+``foreign_id``*         an id that was not asked for takes the place of the last row's
+``extra_id``*           ``rows`` (1) with ids that were not asked for come on top
+``duplicate_id``*       the first row comes twice
+``upper_case_id``*      the first row's id is in upper case
+``malformed_id``*       the first row's id is no id (``text``)
+``omit_id``*            ``ids`` or the first row are left out
+``raw``*                ``fields``: id → field → any JSON (or bytes of JSON), which is served as it is
+``missing_alias``*      the list is not in the answer
+``hang``                accepts and never answers; ``seconds`` ends it with a closed connection
+``drop``                closes the connection without an answer
+``reset``               sends ``fraction`` (0.5) of the body, then resets the connection
+``slow``                ``seconds`` more until the answer
+``redirect``            ``location``, ``status`` (307)
+``stale_head``          ``seconds`` by which the head looks older
+``indexing_errors``     ``_meta.hasIndexingErrors`` is true although data is served
+``failed``              ``block``: deterministic failure from there on, with graph-node's ``subgraphError`` policy
+``deployment``          ``deployment``: another id in ``_meta``
+``outage``              ``seconds`` from the request that it strikes; ``mode``: status (503), hang or drop
+======================  =========================================================================================
 """
 
 from __future__ import annotations
@@ -37,15 +42,14 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import count, islice
 from typing import Any, Literal, get_args
 
 import orjson
 
 from payout_pipeline.errors import ConfigurationError
-from payout_pipeline.subgraph.engine import PLAIN, Disguise, with_rows
-from payout_pipeline.subgraph.values import Value
 
 Kind = Literal[
     "status",
@@ -61,6 +65,7 @@ Kind = Literal[
     "malformed_id",
     "omit_id",
     "raw",
+    "missing_alias",
     "hang",
     "drop",
     "reset",
@@ -74,22 +79,10 @@ Kind = Literal[
 ]
 KINDS: tuple[str, ...] = get_args(Kind)
 
-_DISGUISES = frozenset(
-    {
-        "page_cap",
-        "foreign_id",
-        "extra_id",
-        "duplicate_id",
-        "upper_case_id",
-        "malformed_id",
-        "omit_id",
-        "raw",
-        "stale_head",
-        "indexing_errors",
-        "failed",
-        "deployment",
-    }
-)
+_SPOILS = frozenset(KINDS) & {
+    *("page_cap", "foreign_id", "extra_id", "duplicate_id", "upper_case_id", "malformed_id", "omit_id", "raw"),
+    *("missing_alias", "stale_head", "indexing_errors", "failed", "deployment"),
+}
 
 HTML = "<!DOCTYPE html><html><head><title>502 Bad Gateway</title></head><body><h1>502 Bad Gateway</h1></body></html>"
 
@@ -112,26 +105,31 @@ class Fault:
         if self.requests is not None:
             self.requests = tuple(self.requests)
 
+    def hits(self, alias: int) -> bool:
+        """Whether it spoils the list with that index."""
+        return bool(self.options.get("alias", alias) == alias)
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a fault may look at: the request's number, its root fields and the ids it names."""
+    """What a fault may look at: the request's number, its root fields, the ids it names and how many lists it has."""
 
     number: int
     kinds: Sequence[str]
     ids: Sequence[str]
+    aliases: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What is to be done with one request.
 
-    ``terminal``: the fault that takes the place of (or spoils) the answer, if any; ``disguise``: how the answer lies;
-    ``delay``: seconds on top; ``names``: kinds of all faults that struck, for the log.
+    ``terminal``: the fault that takes the place of (or cuts) the answer, if any; ``spoils``: faults that make the
+    answer lie; ``delay``: seconds on top; ``names``: kinds of all faults that struck, for the log.
     """
 
     terminal: Fault | None = None
-    disguise: Disguise = PLAIN
+    spoils: tuple[Fault, ...] = ()
     delay: float = 0.0
     names: tuple[str, ...] = ()
 
@@ -153,7 +151,7 @@ class FaultBoard:
         requests: Iterable[int] | None = None,
         times: int | None = None,
         operation: str | None = None,
-        **options: Value,
+        **options: Any,
     ) -> Fault:
         """Switches a fault on and returns it."""
         chosen = None if requests is None else tuple(requests)
@@ -194,7 +192,7 @@ class FaultBoard:
         """Decides what happens to a request. The first fault that takes the whole answer wins; the others add up."""
         with self._lock:
             terminal: Fault | None = None
-            disguise, delay, names = PLAIN, 0.0, list[str]()
+            spoils, delay, names = list[Fault](), 0.0, list[str]()
             if self._outage is not None:
                 until, fault = self._outage
                 if time.monotonic() < until:
@@ -202,20 +200,20 @@ class FaultBoard:
                     return Verdict(fault, names=("outage",))
                 self._outage = None
             for fault in self._faults:
-                ends = fault.kind not in _DISGUISES and fault.kind != "slow"
+                ends = fault.kind not in _SPOILS and fault.kind != "slow"
                 if (ends and terminal is not None) or not self._strikes(fault, asked):
                     continue
                 fault.struck += 1
                 names.append(fault.kind)
                 if fault.kind == "slow":
                     delay += float(fault.options.get("seconds", 1.0))
-                elif fault.kind in _DISGUISES:
-                    disguise = _disguised(disguise, fault)
+                elif fault.kind in _SPOILS:
+                    spoils.append(fault)
                 else:
                     terminal = fault
                     if fault.kind == "outage":
                         self._outage = (time.monotonic() + float(fault.options.get("seconds", 60.0)), fault)
-            return Verdict(terminal, disguise, delay, tuple(names))
+            return Verdict(terminal, tuple(spoils), delay, tuple(names))
 
     def _strikes(self, fault: Fault, asked: Asked) -> bool:
         if fault.times is not None and fault.struck >= fault.times:
@@ -224,6 +222,8 @@ class FaultBoard:
             return False
         if fault.operation is not None and fault.operation not in asked.kinds:
             return False
+        if fault.options.get("alias", -1) >= asked.aliases:
+            return False
         if fault.kind == "statement_timeout" and len(asked.ids) <= int(fault.options.get("max_ids", 0)):
             return False
         if fault.kind == "poison" and not set(fault.options.get("ids", ())) & set(asked.ids):
@@ -231,70 +231,61 @@ class FaultBoard:
         return fault.probability >= 1.0 or self._random.random() < fault.probability
 
 
-def _disguised(disguise: Disguise, fault: Fault) -> Disguise:
-    options = fault.options
-    if fault.kind == "page_cap":
-        return replace(disguise, page_cap=int(options.get("rows", 100)))
-    if fault.kind == "raw":
-        return replace(disguise, raw_fields={**disguise.raw_fields, **options["fields"]})
-    if fault.kind == "stale_head":
-        return replace(disguise, head_age=int(options.get("seconds", 86_400)))
-    if fault.kind == "indexing_errors":
-        return replace(disguise, has_indexing_errors=True)
-    if fault.kind == "failed":
-        return replace(disguise, failed_at=int(options.get("block", 0)))
-    if fault.kind == "deployment":
-        return replace(disguise, deployment=str(options["deployment"]))
-    return with_rows(disguise, lambda asked, ids, objects: _ROW_FAULTS[fault.kind](asked, ids, objects, options))
+def option_of(faults: Iterable[Fault], kind: str, name: str, default: Any) -> Any:
+    """An option of the first fault of a kind; ``default`` where there is none or it has no such option."""
+    return next(
+        (fault.options.get(name, _DEFAULTS.get(kind, default)) for fault in faults if fault.kind == kind), default
+    )
 
 
-def _with_id(template: bytes, old: str, new: str) -> bytes:
-    return template.replace(orjson.dumps(old), orjson.dumps(new), 1)
+_DEFAULTS: dict[str, Any] = {"stale_head": 86_400, "failed": 0}
 
 
-def _unasked(asked: Sequence[str]) -> str:
-    """An id of the right form that is not among those asked for."""
-    taken, number = set(asked), 0
-    while (identity := f"0x{number:064x}") in taken:
-        number += 1
-    return identity
+def spoil_rows(
+    faults: Iterable[Fault], alias: int, asked: Sequence[str], ids: list[str], rows: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """What is served in the place of ``rows``, which are the conditions ``ids``. Of a list that was not ``asked`` for by
+    ids, rows are capped and rewritten, but neither added nor left out."""
+    for fault in faults:
+        if not fault.hits(alias):
+            continue
+        if fault.kind == "page_cap":
+            rows = rows[: int(fault.options.get("rows", 100))]
+        elif fault.kind == "raw":
+            rows = [_raw(row, fault.options["fields"].get(identity)) for row, identity in zip(rows, ids, strict=False)]
+        elif fault.kind in _ROW_FAULTS and asked and rows:
+            rows = _ROW_FAULTS[fault.kind](asked, rows, fault.options)
+        ids = [row.get("id", "") for row in rows]
+    return rows
 
 
-RowFault = Callable[[Sequence[str], list[str], list[bytes], Mapping[str, Any]], list[bytes]]
+def _raw(row: dict[str, Any], fields: Mapping[str, Any] | None) -> dict[str, Any]:
+    given = {name: value for name, value in (fields or {}).items() if name in row}
+    return {**row, **{name: orjson.Fragment(v) if isinstance(v, bytes) else v for name, v in given.items()}}
 
 
-def _foreign(asked: Sequence[str], ids: list[str], objects: list[bytes], _options: Mapping[str, Any]) -> list[bytes]:
-    return [*objects[:-1], _with_id(objects[-1], ids[-1], _unasked(asked))] if objects else objects
+def _unasked(asked: Sequence[str]) -> Iterator[str]:
+    """Ids of the right form that are not among those asked for."""
+    taken = set(asked)
+    return (identity for number in count() if (identity := f"0x{number:064x}") not in taken)
 
 
-def _extra(asked: Sequence[str], ids: list[str], objects: list[bytes], _options: Mapping[str, Any]) -> list[bytes]:
-    return [*objects, _with_id(objects[-1], ids[-1], _unasked(asked))] if objects else objects
+def _extra(asked: Sequence[str], rows: list[dict[str, Any]], options: Mapping[str, Any]) -> list[dict[str, Any]]:
+    added = islice(_unasked(asked), int(options.get("rows", 1)))
+    return [*rows, *({**rows[-1], "id": identity} for identity in added)]
 
 
-def _duplicate(_asked: Sequence[str], _ids: list[str], objects: list[bytes], _o: Mapping[str, Any]) -> list[bytes]:
-    return [*objects[:1], *objects]
+def _omit(_asked: Sequence[str], rows: list[dict[str, Any]], options: Mapping[str, Any]) -> list[dict[str, Any]]:
+    left_out = set(options.get("ids", [rows[0].get("id")]))
+    return [row for row in rows if row.get("id") not in left_out]
 
 
-def _upper_case(_asked: Sequence[str], ids: list[str], objects: list[bytes], _o: Mapping[str, Any]) -> list[bytes]:
-    return [_with_id(objects[0], ids[0], "0x" + ids[0][2:].upper()), *objects[1:]] if objects else objects
-
-
-def _malformed(_asked: Sequence[str], ids: list[str], objects: list[bytes], opts: Mapping[str, Any]) -> list[bytes]:
-    text = str(opts.get("text", "0xnot-an-id"))
-    return [_with_id(objects[0], ids[0], text), *objects[1:]] if objects else objects
-
-
-def _omit(_asked: Sequence[str], ids: list[str], objects: list[bytes], opts: Mapping[str, Any]) -> list[bytes]:
-    left_out = set(opts.get("ids", ids[:1]))
-    return [row for identity, row in zip(ids, objects, strict=True) if identity not in left_out]
-
-
-_ROW_FAULTS: dict[str, RowFault] = {
-    "foreign_id": _foreign,
+_ROW_FAULTS: dict[str, Callable[[Sequence[str], list[dict[str, Any]], Mapping[str, Any]], list[dict[str, Any]]]] = {
+    "foreign_id": lambda asked, rows, _options: [*rows[:-1], {**rows[-1], "id": next(_unasked(asked))}],
     "extra_id": _extra,
-    "duplicate_id": _duplicate,
-    "upper_case_id": _upper_case,
-    "malformed_id": _malformed,
+    "duplicate_id": lambda _asked, rows, _options: [rows[0], *rows],
+    "upper_case_id": lambda _asked, rows, _options: [{**rows[0], "id": "0x" + rows[0]["id"][2:].upper()}, *rows[1:]],
+    "malformed_id": lambda _asked, rows, options: [{**rows[0], "id": options.get("text", "0xnot-an-id")}, *rows[1:]],
     "omit_id": _omit,
 }
 

@@ -14,7 +14,8 @@ class LoggedRequest:
     """One GraphQL request.
 
     ``arrived``: monotonic seconds; ``at``: Unix time; ``status``: 0 until it is answered or when it never is;
-    ``kinds``: root fields; ``ids``: as asked; ``block``: the ``block`` argument; ``rows``: entities returned.
+    ``kinds``: root fields; ``aliases``: how many lists; ``ids``: as asked;
+    ``block``: the ``block`` argument; ``rows``: entities returned.
     """
 
     number: int
@@ -24,6 +25,7 @@ class LoggedRequest:
     status: int = 0
     operation: str | None = None
     kinds: tuple[str, ...] = ()
+    aliases: int = 0
     ids: tuple[str, ...] = ()
     id_count: int = 0
     block: dict[str, Any] | None = None
