@@ -43,16 +43,12 @@ from payout_pipeline.subgraph.schema import SCHEMA_NAMES
 @click.option("--earliest-block", default=0, show_default=True, help="Blocks before it are pruned.")
 @click.option("--log-ids", is_flag=True, help="Keep the ids of every request for GET /_control/log; takes memory.")
 @click.option("--seed", default=0, show_default=True, help="Of the jitter and of faults with a probability.")
-def subgraph_command(max_body_bytes: int | None, retry_after: str, **options: Any) -> None:
+def subgraph_command(retry_after: str, **options: Any) -> None:
     """Serve a local subgraph with graph-node's behaviour over a CSV file, until Ctrl-C or SIGTERM."""
     from payout_pipeline.errors import ConfigurationError
-    from payout_pipeline.subgraph.engine import Limits
     from payout_pipeline.subgraph.server import SubgraphConfig, serve_forever
 
-    limits = Limits(**{name: options.pop(name) for name in ("max_complexity", "max_aliases", "alias_timeout")})
-    if max_body_bytes is not None:
-        options["max_body_bytes"] = max_body_bytes
-    config = SubgraphConfig(**options, limits=limits, retry_after=None if retry_after == "none" else retry_after)
+    config = SubgraphConfig(retry_after=None if retry_after == "none" else retry_after, **options)
     try:
         serve_forever(config, lambda url: click.echo(f"listening on {url}"))
     except ConfigurationError as error:

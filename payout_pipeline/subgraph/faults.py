@@ -40,70 +40,28 @@ kind                    options
 from __future__ import annotations
 
 import random
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import count, islice
-from typing import Any, Literal, get_args
+from typing import Any
 
 import orjson
 
 from payout_pipeline.errors import ConfigurationError
-
-Kind = Literal[
-    "status",
-    "body",
-    "errors",
-    "statement_timeout",
-    "poison",
-    "page_cap",
-    "foreign_id",
-    "extra_id",
-    "duplicate_id",
-    "upper_case_id",
-    "malformed_id",
-    "omit_id",
-    "raw",
-    "missing_alias",
-    "hang",
-    "drop",
-    "reset",
-    "slow",
-    "redirect",
-    "stale_head",
-    "indexing_errors",
-    "failed",
-    "deployment",
-    "outage",
-]
-KINDS: tuple[str, ...] = get_args(Kind)
-
-_SPOILS = frozenset(KINDS) & {
-    *("page_cap", "foreign_id", "extra_id", "duplicate_id", "upper_case_id", "malformed_id", "omit_id", "raw"),
-    *("missing_alias", "stale_head", "indexing_errors", "failed", "deployment"),
-}
-
-HTML = "<!DOCTYPE html><html><head><title>502 Bad Gateway</title></head><body><h1>502 Bad Gateway</h1></body></html>"
 
 
 @dataclass(slots=True)
 class Fault:
     """One fault; see the table of this module. ``struck`` counts how often it has done something."""
 
-    kind: Kind
+    kind: str
+    requests: frozenset[int] | None = None
     probability: float = 1.0
-    requests: tuple[int, ...] | None = None
     times: int | None = None
     operation: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     struck: int = 0
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ConfigurationError(f"no fault of the kind {self.kind!r}; the kinds are {', '.join(KINDS)}")
-        if self.requests is not None:
-            self.requests = tuple(self.requests)
 
     def hits(self, alias: int) -> bool:
         """Whether it spoils the list with that index."""
@@ -135,85 +93,62 @@ class Verdict:
 
 
 class FaultBoard:
-    """The faults that are on. Safe to change from another thread while the server runs."""
+    """The faults that are on. May be changed from another thread while the server runs."""
 
     def __init__(self, seed: int = 0) -> None:
-        self._lock = threading.Lock()
+        self.dice = random.Random(seed)
         self._faults: list[Fault] = []
-        self._random = random.Random(seed)
         self._outage: tuple[float, Fault] | None = None
 
-    def add(
-        self,
-        kind: Kind,
-        *,
-        probability: float = 1.0,
-        requests: Iterable[int] | None = None,
-        times: int | None = None,
-        operation: str | None = None,
-        **options: Any,
-    ) -> Fault:
-        """Switches a fault on and returns it."""
-        chosen = None if requests is None else tuple(requests)
-        fault = Fault(kind, probability, chosen, times, operation, options)
-        with self._lock:
-            self._faults.append(fault)
+    def add(self, kind: str, *, requests: Iterable[int] | None = None, **options: Any) -> Fault:
+        """Switches a fault on and returns it. Raises :class:`~payout_pipeline.errors.ConfigurationError`."""
+        if kind not in KINDS:
+            raise ConfigurationError(f"no fault of the kind {kind!r}; the kinds are {', '.join(KINDS)}")
+        when = {name: options.pop(name) for name in ("probability", "times", "operation") if name in options}
+        fault = Fault(kind, None if requests is None else frozenset(requests), options=options, **when)
+        self._faults = [*self._faults, fault]
         return fault
 
     def remove(self, fault: Fault) -> None:
         """Switches one fault off; an outage that it began ends too."""
-        with self._lock:
-            self._faults = [other for other in self._faults if other is not fault]
-            if self._outage is not None and self._outage[1] is fault:
-                self._outage = None
+        self._faults = [other for other in self._faults if other is not fault]
+        if self._outage is not None and self._outage[1] is fault:
+            self._outage = None
 
     def clear(self) -> None:
         """Switches everything off."""
-        with self._lock:
-            self._faults.clear()
-            self._outage = None
+        self._faults = []
+        self._outage = None
 
     def seed(self, seed: int) -> None:
         """Starts the dice anew."""
-        with self._lock:
-            self._random = random.Random(seed)
-
-    def random(self) -> float:
-        """A number from the seeded dice, for the jitter of the latency."""
-        with self._lock:
-            return self._random.random()
+        self.dice.seed(seed)
 
     def describe(self) -> list[dict[str, Any]]:
         """The faults that are on, as JSON-able objects."""
-        with self._lock:
-            return [asdict(fault) for fault in self._faults]
+        return [{**asdict(fault), "requests": fault.requests and sorted(fault.requests)} for fault in self._faults]
 
     def judge(self, asked: Asked) -> Verdict:
         """Decides what happens to a request. The first fault that takes the whole answer wins; the others add up."""
-        with self._lock:
-            terminal: Fault | None = None
-            spoils, delay, names = list[Fault](), 0.0, list[str]()
-            if self._outage is not None:
-                until, fault = self._outage
-                if time.monotonic() < until:
-                    fault.struck += 1
-                    return Verdict(fault, names=("outage",))
-                self._outage = None
-            for fault in self._faults:
-                ends = fault.kind not in _SPOILS and fault.kind != "slow"
-                if (ends and terminal is not None) or not self._strikes(fault, asked):
-                    continue
+        if self._outage is not None:
+            until, fault = self._outage
+            if time.monotonic() < until:
                 fault.struck += 1
-                names.append(fault.kind)
-                if fault.kind == "slow":
-                    delay += float(fault.options.get("seconds", 1.0))
-                elif fault.kind in _SPOILS:
-                    spoils.append(fault)
-                else:
-                    terminal = fault
-                    if fault.kind == "outage":
-                        self._outage = (time.monotonic() + float(fault.options.get("seconds", 60.0)), fault)
-            return Verdict(terminal, tuple(spoils), delay, tuple(names))
+                return Verdict(fault, names=("outage",))
+            self._outage = None
+        struck: list[Fault] = []
+        terminal: Fault | None = None
+        for fault in self._faults:
+            ends = fault.kind in _ENDS
+            if (ends and terminal is not None) or not self._strikes(fault, asked):
+                continue
+            fault.struck += 1
+            struck.append(fault)
+            terminal = fault if ends else terminal
+            if fault.kind == "outage":
+                self._outage = (time.monotonic() + float(fault.options.get("seconds", 60.0)), fault)
+        delay = sum(float(fault.options.get("seconds", 1.0)) for fault in struck if fault.kind == "slow")
+        return Verdict(terminal, tuple(struck), delay, tuple(fault.kind for fault in struck))
 
     def _strikes(self, fault: Fault, asked: Asked) -> bool:
         if fault.times is not None and fault.struck >= fault.times:
@@ -228,17 +163,15 @@ class FaultBoard:
             return False
         if fault.kind == "poison" and not set(fault.options.get("ids", ())) & set(asked.ids):
             return False
-        return fault.probability >= 1.0 or self._random.random() < fault.probability
+        return fault.probability >= 1.0 or self.dice.random() < fault.probability
 
 
 def option_of(faults: Iterable[Fault], kind: str, name: str, default: Any) -> Any:
-    """An option of the first fault of a kind; ``default`` where there is none or it has no such option."""
-    return next(
-        (fault.options.get(name, _DEFAULTS.get(kind, default)) for fault in faults if fault.kind == kind), default
-    )
+    """An option of the first fault of a kind; ``default`` where there is no such fault."""
+    return next((fault.options.get(name, _DEFAULTS.get(kind)) for fault in faults if fault.kind == kind), default)
 
 
-_DEFAULTS: dict[str, Any] = {"stale_head": 86_400, "failed": 0}
+_DEFAULTS = {"stale_head": 86_400, "failed": 0}
 
 
 def spoil_rows(
@@ -288,6 +221,11 @@ _ROW_FAULTS: dict[str, Callable[[Sequence[str], list[dict[str, Any]], Mapping[st
     "malformed_id": lambda _asked, rows, options: [{**rows[0], "id": options.get("text", "0xnot-an-id")}, *rows[1:]],
     "omit_id": _omit,
 }
+
+
+_ENDS = ("status", "body", "errors", "statement_timeout", "poison", "hang", "drop", "reset", "redirect", "outage")
+_OF_META = ("stale_head", "indexing_errors", "failed", "deployment")
+KINDS = (*_ENDS, "slow", *_ROW_FAULTS, "page_cap", "raw", "missing_alias", *_OF_META)
 
 
 def timeout_message(ids: Sequence[str]) -> str:

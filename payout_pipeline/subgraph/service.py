@@ -1,4 +1,4 @@
-"""The HTTP side of the local subgraph: paths, rate limit, token, faults and the control of them."""
+"""The HTTP side of the local subgraph: paths, rate limit, token, limits, faults and the control of all that."""
 
 from __future__ import annotations
 
@@ -8,49 +8,118 @@ import math
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import orjson
 from aiohttp import web
 
 from payout_pipeline.errors import ConfigurationError
-from payout_pipeline.subgraph.config import RateLimit, SubgraphConfig
-from payout_pipeline.subgraph.engine import Answer, Engine, Limits, Query, QueryError
+from payout_pipeline.subgraph.chain import Chain
+from payout_pipeline.subgraph.engine import DEFAULT_DEPLOYMENT, Engine, Query, QueryError, error_body
 from payout_pipeline.subgraph.faults import Asked, Fault, FaultBoard, timeout_message
 from payout_pipeline.subgraph.log import LoggedRequest, RequestLog
 from payout_pipeline.subgraph.responses import abort, errors_payload, json_response, odd_body, reset, status_answer
+from payout_pipeline.subgraph.schema import SchemaName
+from payout_pipeline.subgraph.store import ConditionStore
 
-_LIMITS = frozenset(Limits.__dataclass_fields__)
-_SETTABLE = frozenset({"rate_limit", "retry_after", "latency", "jitter", "token", "log_ids", "max_body_bytes"})
+
+@dataclass(frozen=True, slots=True)
+class RateLimit:
+    """At most ``requests`` in any window of ``seconds``."""
+
+    requests: int
+    seconds: float
+
+    @classmethod
+    def parse(cls, text: str) -> RateLimit:
+        """``50/10s``. Raises :class:`~payout_pipeline.errors.ConfigurationError`."""
+        count, _, window = text.strip().partition("/")
+        try:
+            limit = cls(int(count), float(window.strip().removesuffix("s")))
+        except ValueError:
+            limit = cls(0, 0.0)
+        if limit.requests < 1 or not (0 < limit.seconds < math.inf):
+            raise ConfigurationError(f"a rate limit is written like 50/10s, not {text!r}")
+        return limit
+
+
+@dataclass(slots=True)
+class SubgraphConfig:
+    """What to serve and how.
+
+    ``conditions``/``unresolved``: files (see :meth:`ConditionStore.from_files`), or ``store`` made by hand. ``chain``:
+    head and block times, by default those of Polygon up to now, with ``advancing`` growing on. ``earliest_block``: what
+    was before is pruned. ``log_ids``: whether the log keeps the ids of every request, about 115 bytes each.
+
+    ``rate_limit``: ``50/10s`` or None; ``retry_after`` of a 429: ``seconds`` (until there is room), ``date`` (the same
+    as an HTTP date), None (no header) or any text, sent as it is. ``latency``/``jitter``: seconds; the jitter is spread
+    evenly around the latency. ``token``: bearer token that every request must have.
+
+    Limits of one request, None for none: ``max_complexity``, the sum of the literal ``first`` of all lists (100 where it
+    is a variable or missing); ``max_body_bytes``, above which it is answered 413; ``max_aliases``, lists above which the
+    connection is closed without an answer; ``alias_timeout``, lists above which the query times out.
+    """
+
+    conditions: Path | None = None
+    unresolved: Path | None = None
+    store: ConditionStore | None = None
+    schema: SchemaName = "payouts"
+    host: str = "127.0.0.1"
+    port: int = 0
+    names: tuple[str, ...] = ("positions", "positions-subgraph", "pnl", "pnl-subgraph")
+    versions: tuple[str, ...] = ("0.0.7", "0.0.14", "prod")
+    chain: Chain | None = None
+    advancing: bool = False
+    earliest_block: int = 0
+    deployment: str = DEFAULT_DEPLOYMENT
+    seed: int = 0
+    log_ids: bool = True
+    rate_limit: str | None = None
+    retry_after: str | None = "seconds"
+    latency: float = 0.0
+    jitter: float = 0.0
+    token: str | None = None
+    max_complexity: int | None = None
+    max_body_bytes: int | None = None
+    max_aliases: int | None = None
+    alias_timeout: int | None = None
+
+    def engine(self) -> Engine:
+        """Loads the data. Raises :class:`~payout_pipeline.errors.ConfigurationError` for what cannot be served."""
+        chain = self.chain or Chain.until_now(advancing=self.advancing)
+        store = self.store
+        if store is None:
+            if self.conditions is None:
+                raise ConfigurationError("the local subgraph needs a CSV of condition_id,payouts,resolved_at")
+            store = ConditionStore.from_files(self.conditions, self.unresolved, chain)
+        return Engine(store, chain, self.schema, self.deployment, self.earliest_block)
+
+
+_SETTABLE = (
+    *("rate_limit", "retry_after", "latency", "jitter", "token", "log_ids"),
+    *("max_complexity", "max_body_bytes", "max_aliases", "alias_timeout"),
+)
 
 
 class Service:
     """The handler and its state; lives in one event loop, is looked at from other threads."""
 
     def __init__(self, config: SubgraphConfig, engine: Engine) -> None:
-        self.config = config
+        self.config = replace(config)
         self.engine = engine
         self.faults = FaultBoard(config.seed)
         self.log = RequestLog()
-        self.rate_limit = RateLimit.parse(config.rate_limit) if config.rate_limit else None
-        self.retry_after = config.retry_after
-        self.latency = config.latency
-        self.jitter = config.jitter
-        self.token = config.token
-        self.log_ids = config.log_ids
-        self.max_body_bytes = config.max_body_bytes
         self._admitted: deque[float] = deque()
-
-    # -- routes -----------------------------------------------------------------------------------------------------
+        self.configure({"rate_limit": config.rate_limit})
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Answers any request."""
-        path = request.path
+        path, config = request.path, self.config
         if path.startswith("/_control"):
             return await self._control(request, path)
         parts = path.strip("/").split("/")
-        config = self.config
         if parts[0] == "api":
             known = (
                 len(parts) == 7 and parts[1] in ("public", "private") and (parts[3], parts[6]) == ("subgraphs", "gn")
@@ -61,92 +130,100 @@ class Service:
         if len(parts) != 3 or parts[0] != "subgraphs" or parts[1] not in ("name", "id") or request.method != "POST":
             return json_response({"message": "Not found"})
         if parts[2] not in (config.names if parts[1] == "name" else (self.engine.deployment,)):
-            return json_response({"errors": [{"message": f"deployment `{parts[2]}` does not exist"}]})
+            return json_response(error_body([f"deployment `{parts[2]}` does not exist"]))
         return await self._query(request, needs_token=False)
 
     # -- one query --------------------------------------------------------------------------------------------------
 
     async def _query(self, request: web.Request, *, needs_token: bool) -> web.StreamResponse:
-        arrived = time.monotonic()
-        authorization = request.headers.get("Authorization")
-        entry = self.log.open(arrived, time.time(), request.path, authorized=authorization is not None)
+        arrived, authorization = time.monotonic(), request.headers.get("Authorization")
+        entry = self.log.open(arrived, request.path, authorized=authorization is not None)
         wait = self._seconds_until_admitted(arrived)
         try:
             body = await request.read()
-            response = await self._respond(request, entry, body, wait, needs_token=needs_token)
+            read = self._read(body)
+            if isinstance(read, Query):
+                entry.operation, entry.kinds, entry.block = read.operation_name, read.kinds, read.block
+                entry.aliases, entry.id_count = len(read.asked), len(read.ids)
+                entry.ids = tuple(read.ids) if self.config.log_ids else ()
+            refused = self._refused(request, entry, len(body), wait, needs_token=needs_token)
+            response = refused or await self._respond(request, entry, read)
         finally:
             entry.seconds = time.monotonic() - arrived
         entry.status = response.status if not response.headers.get("x-aborted") else 0
         return response
 
-    async def _respond(
-        self, request: web.Request, entry: LoggedRequest, body: bytes, wait: float, *, needs_token: bool
-    ) -> web.StreamResponse:
-        read = self._read(body)
-        aliases, ids = 1, list[str]()
-        if isinstance(read, Query):
-            aliases, ids = len(read.asked), read.ids
-            entry.operation, entry.kinds, entry.block = read.operation_name, read.kinds, read.block
-            entry.aliases, entry.id_count = aliases, len(ids)
-            entry.ids = tuple(ids) if self.log_ids else ()
+    def _refused(
+        self, request: web.Request, entry: LoggedRequest, size: int, wait: float, *, needs_token: bool
+    ) -> web.Response | None:
+        """What the gateway answers to a request that it does not let through."""
+        config = self.config
         if wait > 0:
             entry.faults = ("rate_limit",)
             return self._too_many(wait)
-        if len(body) > self.max_body_bytes:
+        if config.max_body_bytes is not None and size > config.max_body_bytes:
             entry.faults = ("max_body_bytes",)
             return status_answer(request, {"status": 413})
-        if (self.token or needs_token) and request.headers.get("Authorization") != f"Bearer {self.token}":
+        if (config.token or needs_token) and request.headers.get("Authorization") != f"Bearer {config.token}":
             return json_response({"message": "Unauthorized"}, status=401)
-        if aliases > (self.engine.limits.max_aliases or math.inf):
+        if config.max_aliases is not None and entry.aliases > config.max_aliases:
             entry.faults = ("max_aliases",)
             return abort(request)
-        verdict = self.faults.judge(Asked(entry.number, entry.kinds, ids, aliases))
+        return None
+
+    async def _respond(
+        self, request: web.Request, entry: LoggedRequest, read: Query | web.Response
+    ) -> web.StreamResponse:
+        ids = read.ids if isinstance(read, Query) else ()
+        verdict = self.faults.judge(Asked(entry.number, entry.kinds, ids, entry.aliases))
         entry.faults = verdict.names
-        delay = self.latency + verdict.delay
-        if self.jitter:
-            delay += self.jitter * (2 * self.faults.random() - 1)
-        if delay > 0:
-            await asyncio.sleep(delay)
+        jitter = self.config.jitter * (2 * self.faults.dice.random() - 1) if self.config.jitter else 0.0
+        await asyncio.sleep(max(0.0, self.config.latency + verdict.delay + jitter))
         if verdict.terminal is not None:
             return await self._fail(request, entry, read, verdict.terminal, verdict.spoils)
         if isinstance(read, web.Response):
             return read
         head = orjson.dumps(self.engine.head_pointer(verdict.spoils)).decode()
-        answer = self._answer(entry, read, verdict.spoils)
-        return json_response(answer.payload(), headers={"graph-attestable": "true", "graph-indexed": head})
+        payload = self._answer(entry, read, verdict.spoils)
+        return json_response(payload, headers={"graph-attestable": "true", "graph-indexed": head})
 
-    def _answer(self, entry: LoggedRequest, read: Query | Answer | web.Response, spoils: Sequence[Fault]) -> Answer:
+    def _answer(self, entry: LoggedRequest, read: Query | web.Response, spoils: Sequence[Fault]) -> dict[str, Any]:
         if isinstance(read, web.Response):
-            return Answer(None)
-        answer = self.engine.answer(read, spoils) if isinstance(read, Query) else read
-        entry.rows = answer.rows
-        return answer
+            return {}
+        limit = self.config.alias_timeout
+        if limit is not None and entry.aliases > limit:
+            return error_body(["Query timed out"])
+        payload, entry.rows = self.engine.answer(read, spoils)
+        return payload
 
-    def _read(self, body: bytes) -> Query | Answer | web.Response:
+    def _read(self, body: bytes) -> Query | web.Response:
         """The query, or what is answered instead of one."""
         try:
             payload = orjson.loads(body)
-        except orjson.JSONDecodeError as error:
-            return _client_error(str(error))
-        if not isinstance(payload, dict):
-            return _client_error("Request data is not an object")
-        if "query" not in payload:
-            return _client_error('The "query" field is missing in request data')
-        text, variables = payload["query"], payload.get("variables")
-        if not isinstance(text, str):
-            return _client_error('The "query" field is not a string')
-        if variables is not None and not isinstance(variables, dict):
-            return _client_error("Invalid query variables provided")
+            text, variables = payload["query"], payload.get("variables") or {}
+            if not isinstance(text, str) or not isinstance(variables, dict):
+                raise TypeError("the query is no text, or its variables are no object")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            return json_response({"error": f"GraphQL server error (client error): {error!r}"}, status=400)
         try:
-            return self.engine.read(text, variables or {})
+            query = self.engine.read(text, variables)
         except QueryError as error:
-            return Answer(None, tuple({"message": message} for message in error.messages))
+            return json_response(error_body(error.messages))
+        limit = self.config.max_complexity
+        if limit is not None and query.complexity > limit:
+            message = (
+                f"query potentially returns `{query.complexity}` entities or more and thereby exceeds the limit of "
+                f"`{limit}` entities. Possible solutions are reducing the depth of the query, querying fewer "
+                "relationships or using `first` to return smaller collections"
+            )
+            return json_response(error_body([message]))
+        return query
 
     # -- the rate limit ---------------------------------------------------------------------------------------------
 
     def _seconds_until_admitted(self, now: float) -> float:
         """0 for a request that is let in, which counts from now on; else how long until there is room."""
-        limit = self.rate_limit
+        limit = self._rate_limit
         if limit is None:
             return 0.0
         while self._admitted and now - self._admitted[0] >= limit.seconds:
@@ -157,13 +234,12 @@ class Service:
         return limit.seconds - (now - self._admitted[0])
 
     def _too_many(self, wait: float) -> web.Response:
-        headers: dict[str, str] = {}
-        if self.retry_after == "seconds":
-            headers["Retry-After"] = str(math.ceil(wait))
-        elif self.retry_after == "date":
-            headers["Retry-After"] = email.utils.formatdate(time.time() + math.ceil(wait) + 1, usegmt=True)
-        elif self.retry_after is not None:
-            headers["Retry-After"] = self.retry_after
+        value = self.config.retry_after
+        if value == "seconds":
+            value = str(math.ceil(wait))
+        elif value == "date":
+            value = email.utils.formatdate(time.time() + math.ceil(wait) + 1, usegmt=True)
+        headers = {} if value is None else {"Retry-After": value}
         return web.Response(status=429, text="Too Many Requests", headers=headers)
 
     # -- faults -----------------------------------------------------------------------------------------------------
@@ -172,12 +248,11 @@ class Service:
         self,
         request: web.Request,
         entry: LoggedRequest,
-        read: Query | Answer | web.Response,
+        read: Query | web.Response,
         fault: Fault,
         spoils: Sequence[Fault],
     ) -> web.StreamResponse:
-        options = fault.options
-        kind: str = fault.kind
+        options, kind = fault.options, fault.kind
         if kind == "outage":
             kind = str(options.get("mode", "status"))
         if kind == "poison":
@@ -190,16 +265,15 @@ class Service:
             return status_answer(request, options)
         if kind == "redirect":
             return web.Response(status=int(options.get("status", 307)), headers={"location": str(options["location"])})
-        asked = dict(read.asked) if isinstance(read, Query) else {}
         if kind == "statement_timeout":
-            named = [identity for ids in asked.values() for identity in ids]
-            return json_response({"errors": [{"message": timeout_message(named)}]})
+            return json_response(error_body([timeout_message(read.ids if isinstance(read, Query) else ())]))
+        keys = list(read.asked) if isinstance(read, Query) else []
         if kind == "errors":
-            answer = self._answer(entry, read, spoils) if options.get("with_data") else Answer(None)
-            return json_response(errors_payload(request, options, answer.data, list(asked)))
-        payload = self._answer(entry, read, spoils).payload()
+            data = self._answer(entry, read, spoils).get("data") if options.get("with_data") else None
+            return json_response(errors_payload(request, options, data, keys))
+        payload = self._answer(entry, read, spoils)
         if kind == "body":
-            return await odd_body(options, payload, list(asked))
+            return await odd_body(options, payload, keys)
         if kind == "reset":
             return await reset(request, orjson.dumps(payload), float(options.get("fraction", 0.5)))
         raise ConfigurationError(f"the fault {fault.kind} has no mode {kind!r}")
@@ -207,30 +281,36 @@ class Service:
     # -- control ----------------------------------------------------------------------------------------------------
 
     async def _control(self, request: web.Request, path: str) -> web.Response:
-        if path == "/_control/log" and request.method == "GET":
-            since = int(request.query.get("since", "0"))
-            with_ids = request.query.get("ids", "1") != "0"
-            entries = [entry.as_json(ids=with_ids) for entry in self.log.entries if entry.number > since]
-            window = self.rate_limit.seconds if self.rate_limit else 10.0
-            return json_response(
-                {"requests": entries, "window_seconds": window, "max_in_window": self.log.max_in_window(window)}
-            )
-        if path != "/_control" or request.method not in ("GET", "POST"):
-            return json_response({"message": "Not found"}, status=404)
+        if path == "/_control/log":
+            since, window = int(request.query.get("since", "0")), self._rate_limit.seconds if self._rate_limit else 10.0
+            entries = [entry.as_json() for entry in self.log.entries if entry.number > since]
+            if request.query.get("ids") == "0":
+                entries = [{name: value for name, value in entry.items() if name != "ids"} for entry in entries]
+            most = self.log.max_in_window(window)
+            return json_response({"requests": entries, "window_seconds": window, "max_in_window": most})
         if request.method == "POST":
             try:
                 self.configure(orjson.loads(await request.read()))
-            except (ConfigurationError, orjson.JSONDecodeError, TypeError, ValueError, AttributeError) as error:
+            except (ConfigurationError, TypeError, ValueError, AttributeError) as error:
                 return json_response({"error": str(error)}, status=400)
-        return json_response(self.state())
+        return json_response(
+            {
+                "requests": len(self.log),
+                "faults": self.faults.describe(),
+                **{name: getattr(self.config, name) for name in _SETTABLE if name != "token"},
+                "head": self.engine.chain.head(),
+                "deployment": self.engine.deployment,
+                "conditions": len(self.engine.store),
+            }
+        )
 
     def configure(self, changes: dict[str, Any]) -> None:
         """Applies ``{"clear": true, "clear_log": true, "faults": [{"kind": …, …}], "rate_limit": …, "latency": …}``.
 
-        Further keys: ``jitter``, ``retry_after``, ``token``, ``log_ids``, ``seed``, ``max_body_bytes`` and the fields
-        of :class:`~payout_pipeline.subgraph.engine.Limits`. ``faults`` adds to what is on.
+        Further keys: ``seed``, and ``jitter``, ``retry_after``, ``token``, ``log_ids`` and the limits as in
+        :class:`SubgraphConfig`. ``faults`` adds to what is on.
         """
-        unknown = changes.keys() - _SETTABLE - _LIMITS - {"clear", "clear_log", "faults", "seed"}
+        unknown = changes.keys() - {*_SETTABLE, "clear", "clear_log", "faults", "seed"}
         if unknown:
             raise ConfigurationError(f"unknown keys: {', '.join(sorted(unknown))}")
         if changes.get("clear"):
@@ -241,28 +321,7 @@ class Service:
         if "seed" in changes:
             self.faults.seed(int(changes["seed"]))
         if "rate_limit" in changes:
-            self.rate_limit = RateLimit.parse(changes["rate_limit"]) if changes["rate_limit"] else None
-        for name in _SETTABLE & changes.keys() - {"rate_limit"}:
-            setattr(self, name, changes[name])
-        limits = {name: changes[name] for name in _LIMITS & changes.keys()}
-        self.engine.limits = replace(self.engine.limits, **limits)
+            self._rate_limit = RateLimit.parse(changes["rate_limit"]) if changes["rate_limit"] else None
+        self.config = replace(self.config, **{name: changes[name] for name in _SETTABLE if name in changes})
         for fault in changes.get("faults", ()):
             self.faults.add(**fault)
-
-    def state(self) -> dict[str, Any]:
-        """What ``GET /_control`` shows."""
-        limit = self.rate_limit
-        return {
-            "requests": len(self.log),
-            "faults": self.faults.describe(),
-            "rate_limit": f"{limit.requests}/{limit.seconds:g}s" if limit else None,
-            **{name: getattr(self, name) for name in ("retry_after", "latency", "jitter", "max_body_bytes")},
-            **asdict(self.engine.limits),
-            "head": self.engine.chain.head(),
-            "deployment": self.engine.deployment,
-            "conditions": len(self.engine.store),
-        }
-
-
-def _client_error(reason: str) -> web.Response:
-    return json_response({"error": f"GraphQL server error (client error): {reason}"}, status=400)

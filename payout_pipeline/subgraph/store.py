@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import lru_cache
@@ -40,21 +39,19 @@ class ConditionRow:
 class ConditionStore:
     """All conditions: ``rows`` by id, ``ids`` in byte order (PostgreSQL's order in a database of locale C)."""
 
-    def __init__(self, rows: Iterable[ConditionRow]) -> None:
-        self.rows: dict[str, ConditionRow] = {}
-        for row in rows:
-            if row.id in self.rows:
-                raise InputError(f"condition {row.id} is listed more than once; every condition may stand there once")
-            self.rows[row.id] = row
-        self.ids = sorted(self.rows)
+    def __init__(self, rows: dict[str, ConditionRow]) -> None:
+        self.rows = rows
+        self.ids = sorted(rows)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @classmethod
     def from_rows(cls, rows: Iterable[ConditionRow]) -> ConditionStore:
-        """From rows made by hand, ids as they are. Raises :class:`~payout_pipeline.errors.InputError`."""
-        return cls(row if row.payouts is None else replace(row, payouts=_normalised(row.payouts)) for row in rows)
+        """From rows made by hand, ids as they are."""
+        return cls(
+            {row.id: row if row.payouts is None else replace(row, payouts=_normalised(row.payouts)) for row in rows}
+        )
 
     @classmethod
     def from_files(cls, conditions: Path, unresolved: Path | None, chain: Chain) -> ConditionStore:
@@ -66,91 +63,73 @@ class ConditionStore:
 
         Raises :class:`~payout_pipeline.errors.InputError` with file and line for what cannot be read.
         """
-        spread = max(1, chain.head() // 2)
         rows: dict[str, ConditionRow] = {}
+        spread = max(1, chain.head() // 2)
+        place = f"{conditions}"
         try:
-            for where, identity, payouts, resolved_at in _read(conditions):
-                if identity in rows:
-                    raise InputError(f"{where}: condition {identity} is listed more than once")
-                fallback = len(rows) * 7919 % spread
-                block = max(1, fallback if resolved_at is None else chain.number_at(resolved_at))
-                created = max(0, block - _DAY_IN_BLOCKS)
-                rows[identity] = ConditionRow(identity, payouts, created, block, resolved_at=resolved_at)
-            for identity in _listed(unresolved) if unresolved is not None else ():
-                rows.setdefault(identity, ConditionRow(identity))
+            with conditions.open(encoding="utf-8-sig", newline="") as file:
+                for number, record in enumerate(reader := csv.reader(file)):
+                    place = f"{conditions}:{reader.line_num}"
+                    if number == 0:
+                        _check_header(record)
+                    elif record:
+                        row = _row(record, chain, number * 7919 % spread)
+                        if rows.setdefault(row.id, row) is not row:
+                            raise ValueError(f"condition {row.id} is listed more than once")
+            for number, line in enumerate(
+                [] if unresolved is None else unresolved.read_text("utf-8-sig").split("\n"), 1
+            ):
+                place = f"{unresolved}:{number}"
+                if line.strip() and not line.strip().startswith("#"):
+                    identity = _subgraph_id(line)
+                    rows.setdefault(identity, ConditionRow(identity))
         except OSError as error:
             raise InputError(f"cannot read the local subgraph's data: {error}") from error
-        return cls(rows.values())
+        except ValueError as error:
+            raise InputError(f"{place}: {error}") from error
+        return cls(rows)
 
 
-def position_ids(identity: str) -> list[int]:
-    """Two numbers of up to 256 bits that stand for the ERC-1155 position ids of a condition."""
-    return [int(hashlib.sha256(f"{identity}/{outcome}".encode()).hexdigest(), 16) for outcome in (0, 1)]
+def _check_header(header: Sequence[str]) -> None:
+    if [name.strip() for name in header[:2]] != ["condition_id", "payouts"]:
+        raise ValueError(f"the header is {header}; expected condition_id,payouts,resolved_at")
 
 
-def _read(path: Path) -> Iterator[tuple[str, str, tuple[str, ...] | None, int | None]]:
-    """(place for messages, id, payouts, Unix time of the resolution) of each line of the CSV."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file)
-        header = next(reader, [])
-        if [name.strip() for name in header[:2]] != ["condition_id", "payouts"]:
-            raise InputError(f"{path}:1: the header is {header}; expected condition_id,payouts,resolved_at")
-        for record in reader:
-            if not record:
-                continue
-            where = f"{path}:{reader.line_num}"
-            identity, payouts, when = (*record, "", "")[:3]
-            yield where, _subgraph_id(identity, where), _payouts(payouts, where), _unix_time(when, where)
+def _row(record: Sequence[str], chain: Chain, fallback: int) -> ConditionRow:
+    identity, payouts, when = (*record, "", "")[:3]
+    resolved_at = _unix_time(when)
+    block = max(1, fallback if resolved_at is None else chain.number_at(resolved_at))
+    created = max(0, block - _DAY_IN_BLOCKS)
+    return ConditionRow(_subgraph_id(identity), _parsed(payouts), created, block, resolved_at=resolved_at)
 
 
-def _listed(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, 1):
-            if (text := line.strip()) and not text.startswith("#"):
-                yield _subgraph_id(text, f"{path}:{number}")
-
-
-def _subgraph_id(text: str, where: str) -> str:
+def _subgraph_id(text: str) -> str:
     match = _HEX64.fullmatch(text.strip())
     if match is None:
-        raise InputError(f"{where}: not a condition id (64 hex digits): {text[:80]!r}")
+        raise ValueError(f"not a condition id (64 hex digits): {text[:80]!r}")
     return f"0x{match[1].lower()}"
-
-
-def _payouts(text: str, where: str) -> tuple[str, ...] | None:
-    if not text:
-        return None
-    try:
-        return _parsed(text)
-    except (InputError, orjson.JSONDecodeError) as error:
-        raise InputError(f"{where}: {error}") from error
 
 
 @lru_cache(maxsize=65_536)  # there are few distinct vectors, and equal ones are kept once
 def _parsed(text: str) -> tuple[str, ...] | None:
-    value = orjson.loads(text)
+    value = orjson.loads(text) if text else None
     if value is None:
         return None
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise InputError(f"payouts are not a list of decimal strings: {text[:80]!r}")
+        raise ValueError(f"payouts are not a list of decimal strings: {text[:80]!r}")
     return _normalised(tuple(value))
 
 
 def _normalised(texts: tuple[str, ...]) -> tuple[str, ...]:
-    decimals = [value for value in map(normalise, texts) if value is not None]
-    if len(decimals) != len(texts):
-        raise InputError(f"payouts {list(texts)} are not all decimal numbers")
-    return tuple(map(to_text, decimals))
-
-
-def _unix_time(text: str, where: str) -> int | None:
-    """ISO 8601 in UTC, with or without ``Z``."""
-    if not (plain := text.strip().removesuffix("Z").removesuffix("+00:00")):
-        return None
     try:
-        when = datetime.fromisoformat(plain)
-        if when.tzinfo is not None:
-            raise ValueError(f"{text!r} is not in UTC")
+        return tuple(to_text(normalise(text)) for text in texts)
     except ValueError as error:
-        raise InputError(f"{where}: resolved_at is not an ISO 8601 time in UTC: {error}") from error
-    return int(when.replace(tzinfo=timezone.utc).timestamp())
+        raise ValueError(f"payouts {list(texts)} are not all decimal numbers: {error}") from error
+
+
+def _unix_time(text: str) -> int | None:
+    plain = text.strip().removesuffix("Z").removesuffix("+00:00")
+    try:
+        return int(datetime.fromisoformat(plain).replace(tzinfo=timezone.utc).timestamp()) if plain else None
+    except ValueError as error:
+        raise ValueError(f"resolved_at is not an ISO 8601 time in UTC: {error}") from error
