@@ -30,7 +30,6 @@ from payout_pipeline_tests.graph_node.node import ROOM, SUBGRAPHS, GraphNode, qu
 from payout_pipeline_tests.running import Place
 from payout_pipeline_tests.subgraph_conformance import (
     CASES,
-    HEAD,
     NO_QUERIES,
     PNL_QUERIES,
     QUERIES,
@@ -108,16 +107,6 @@ def test_the_pnl_schema_answers_as_graph_node_does(
 ) -> None:
     local, real = answer(pnl.url, text, variables), answer(node.url("pnl"), text, variables)
     assert (local[0], means(local[1])) == (real[0], means(real[1]))
-
-
-def test_the_head_is_in_a_header_on_both(node: GraphNode, positions: SubgraphServer) -> None:
-    heads = []
-    for url in (node.url("positions"), positions.url):
-        body = json.dumps({"query": "{conditions(first:1){id}}"}).encode()
-        with urlopen(Request(url, body, JSON), timeout=30) as response:
-            heads.append(json.loads(response.headers["graph-indexed"]))
-    expected = {"hash": Chain.block_hash(HEAD), "number": HEAD, "timestamp": chain().timestamp(HEAD)}
-    assert heads == [expected, expected]
 
 
 def test_a_cancelled_statement_has_the_text_of_the_fault(node: GraphNode, positions: SubgraphServer) -> None:

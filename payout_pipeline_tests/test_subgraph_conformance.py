@@ -117,31 +117,12 @@ def test_a_block_that_was_pruned_is_refused() -> None:
         }
 
 
-def test_the_head_is_told_in_a_header(server: SubgraphServer) -> None:
-    parts = urlsplit(server.url)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=30)
-    connection.request(
-        "POST", parts.path, json.dumps({"query": "{conditions(first:1){id}}"}), {"Content-Type": "application/json"}
-    )
-    response = connection.getresponse()
-    response.read()
-    connection.close()
-    head = json.loads(response.headers["graph-indexed"])
-    assert head == {"hash": chain().block_hash(HEAD), "number": HEAD, "timestamp": chain().timestamp(HEAD)}
-    assert response.headers["graph-attestable"] == "true"
-
-
 def test_the_path_of_goldsky_serves_known_names_and_versions_only(server: SubgraphServer) -> None:
     assert ask(server.goldsky_url, "{conditions(first:1){id}}") == {"data": {"conditions": [{"id": cid(0)}]}}
     assert ask(server.goldsky_url.replace("0.0.7", "prod"), "{conditions(first:1){id}}")["data"]
     body = b'{"query":"{conditions(first:1){id}}"}'
     wrong = server.goldsky_url.replace("0.0.7", "9.9.9")
     assert send(wrong, body, {"Content-Type": "application/json"}) == (404, b"Not Found")
-
-
-def test_the_deployment_can_be_asked_by_its_id(server: SubgraphServer) -> None:
-    url = f"{server.base_url}/subgraphs/id/{server.engine.deployment}"
-    assert ask(url, "{conditions(first:1){id}}") == {"data": {"conditions": [{"id": cid(0)}]}}
 
 
 def test_the_pnl_schema_has_empty_numerators_until_the_condition_is_resolved() -> None:

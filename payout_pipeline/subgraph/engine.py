@@ -268,12 +268,6 @@ class Engine:
         context.failed |= failed_at is not None and number >= failed_at
         return number, None if kind == "number" else self.chain.block_hash(number)
 
-    def head_pointer(self, spoils: Sequence[Fault] = ()) -> dict[str, Any]:
-        """What the header ``graph-indexed`` says."""
-        head = self.chain.head()
-        timestamp = self.chain.timestamp(head) - option_of(spoils, "stale_head", "seconds", 0)
-        return {"hash": self.chain.block_hash(head), "number": head, "timestamp": timestamp}
-
 
 def error_body(messages: Iterable[str]) -> dict[str, Any]:
     """A body of nothing but errors."""
@@ -291,14 +285,11 @@ def _typename(_row: ConditionRow, _block: int) -> str:
 
 
 def _complexity(node: FieldNode) -> int:
-    """How many entities a root field may return, by graph-node's rule for a list without lists inside."""
-    if node.name.value.startswith("__"):
+    """How many entities a root field may return, as graph-node estimates it."""
+    if node.name.value != "conditions":
         return 0
-    if node.name.value == "conditions":
-        first = next((argument.value for argument in node.arguments if argument.name.value == "first"), None)
-        return int(first.value) if isinstance(first, IntValueNode) else 100
-    inner = node.selection_set.selections if node.selection_set else ()
-    return 1 + sum(isinstance(selected, FieldNode) and selected.selection_set is not None for selected in inner)
+    first = next((argument.value for argument in node.arguments if argument.name.value == "first"), None)
+    return int(first.value) if isinstance(first, IntValueNode) else 100
 
 
 _UNKNOWN_FIELD = re.compile(r"Cannot query field '(\w+)' on type '(\w+)'")

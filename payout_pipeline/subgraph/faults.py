@@ -49,6 +49,7 @@ from typing import Any
 import orjson
 
 from payout_pipeline.errors import ConfigurationError
+from payout_pipeline.subgraph.log import LoggedRequest
 
 
 @dataclass(slots=True)
@@ -62,34 +63,16 @@ class Fault:
     operation: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     struck: int = 0
+    until: float = 0.0  # monotonic seconds at which an outage ends
+
+    @property
+    def ends(self) -> bool:
+        """Whether it takes or cuts the whole answer."""
+        return self.kind in _ENDS
 
     def hits(self, alias: int) -> bool:
         """Whether it spoils the list with that index."""
         return bool(self.options.get("alias", alias) == alias)
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What a fault may look at: the request's number, its root fields, the ids it names and how many lists it has."""
-
-    number: int
-    kinds: Sequence[str]
-    ids: Sequence[str]
-    aliases: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What is to be done with one request.
-
-    ``terminal``: the fault that takes the place of (or cuts) the answer, if any; ``spoils``: faults that make the
-    answer lie; ``delay``: seconds on top; ``names``: kinds of all faults that struck, for the log.
-    """
-
-    terminal: Fault | None = None
-    spoils: tuple[Fault, ...] = ()
-    delay: float = 0.0
-    names: tuple[str, ...] = ()
 
 
 class FaultBoard:
@@ -98,7 +81,6 @@ class FaultBoard:
     def __init__(self, seed: int = 0) -> None:
         self.dice = random.Random(seed)
         self._faults: list[Fault] = []
-        self._outage: tuple[float, Fault] | None = None
 
     def add(self, kind: str, *, requests: Iterable[int] | None = None, **options: Any) -> Fault:
         """Switches a fault on and returns it. Raises :class:`~payout_pipeline.errors.ConfigurationError`."""
@@ -112,13 +94,10 @@ class FaultBoard:
     def remove(self, fault: Fault) -> None:
         """Switches one fault off; an outage that it began ends too."""
         self._faults = [other for other in self._faults if other is not fault]
-        if self._outage is not None and self._outage[1] is fault:
-            self._outage = None
 
     def clear(self) -> None:
         """Switches everything off."""
         self._faults = []
-        self._outage = None
 
     def seed(self, seed: int) -> None:
         """Starts the dice anew."""
@@ -128,40 +107,34 @@ class FaultBoard:
         """The faults that are on, as JSON-able objects."""
         return [{**asdict(fault), "requests": fault.requests and sorted(fault.requests)} for fault in self._faults]
 
-    def judge(self, asked: Asked) -> Verdict:
-        """Decides what happens to a request. The first fault that takes the whole answer wins; the others add up."""
-        if self._outage is not None:
-            until, fault = self._outage
-            if time.monotonic() < until:
-                fault.struck += 1
-                return Verdict(fault, names=("outage",))
-            self._outage = None
+    def judge(self, request: LoggedRequest, ids: Sequence[str]) -> list[Fault]:
+        """The faults that strike a request; of those that take or cut the whole answer at most one, the first."""
+        if lasting := [fault for fault in self._faults if time.monotonic() < fault.until]:
+            lasting[0].struck += 1
+            return lasting[:1]
         struck: list[Fault] = []
-        terminal: Fault | None = None
         for fault in self._faults:
-            ends = fault.kind in _ENDS
-            if (ends and terminal is not None) or not self._strikes(fault, asked):
-                continue
-            fault.struck += 1
-            struck.append(fault)
-            terminal = fault if ends else terminal
-            if fault.kind == "outage":
-                self._outage = (time.monotonic() + float(fault.options.get("seconds", 60.0)), fault)
-        delay = sum(float(fault.options.get("seconds", 1.0)) for fault in struck if fault.kind == "slow")
-        return Verdict(terminal, tuple(struck), delay, tuple(fault.kind for fault in struck))
+            taken = fault.ends and any(other.ends for other in struck)
+            if not taken and self._strikes(fault, request, ids):
+                fault.struck += 1
+                struck.append(fault)
+                if fault.kind == "outage":
+                    fault.until = time.monotonic() + float(fault.options.get("seconds", 60.0))
+        return struck
 
-    def _strikes(self, fault: Fault, asked: Asked) -> bool:
+    def _strikes(self, fault: Fault, request: LoggedRequest, ids: Sequence[str]) -> bool:
+        options = fault.options
         if fault.times is not None and fault.struck >= fault.times:
             return False
-        if fault.requests is not None and asked.number not in fault.requests:
+        if fault.requests is not None and request.number not in fault.requests:
             return False
-        if fault.operation is not None and fault.operation not in asked.kinds:
+        if fault.operation is not None and fault.operation not in request.kinds:
             return False
-        if fault.options.get("alias", -1) >= asked.aliases:
+        if options.get("alias", -1) >= request.aliases:
             return False
-        if fault.kind == "statement_timeout" and len(asked.ids) <= int(fault.options.get("max_ids", 0)):
+        if fault.kind == "statement_timeout" and len(ids) <= int(options.get("max_ids", 0)):
             return False
-        if fault.kind == "poison" and not set(fault.options.get("ids", ())) & set(asked.ids):
+        if fault.kind == "poison" and set(ids).isdisjoint(options.get("ids", ())):
             return False
         return fault.probability >= 1.0 or self.dice.random() < fault.probability
 
@@ -231,10 +204,8 @@ KINDS = (*_ENDS, "slow", *_ROW_FAULTS, "page_cap", "raw", "missing_alias", *_OF_
 def timeout_message(ids: Sequence[str]) -> str:
     """graph-node's text for a cancelled statement; it echoes every bind parameter."""
     binds = ", ".join(f'"{identity}"' for identity in ids)
-    statement = (
-        "/* controller='filter',application='sgd1',route='0123456789abcdef-0123456789abcdef',action='12' */\n"
-        'select \'Condition\' as entity, to_jsonb(c.*) as data from (select c.* from "sgd1"."condition" c where '
-        "c.block_range @> $1 and c.id in (...) order by c.id limit 1000) c"
+    return (
+        "Failed to get entities from store: canceling statement due to statement timeout, query = /* controller='filter' "
+        '*/\nselect \'Condition\' as entity, to_jsonb(c.*) as data from "sgd1"."condition" c where c.id in (...) '
+        f"-- binds: [12, {binds}]"
     )
-    reason = "canceling statement due to statement timeout"
-    return f"Failed to get entities from store: {reason}, query = {statement} -- binds: [12, {binds}]"

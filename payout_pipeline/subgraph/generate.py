@@ -74,9 +74,7 @@ def generate(count: int, seed: int, directory: Path) -> GeneratedData:
         raise InputError(f"{count} ids cannot be generated; ask for at least one")
     directory.mkdir(parents=True, exist_ok=True)
     dice = random.Random(seed)
-    ids = list(dict.fromkeys(dice.randbytes(32).hex() for _ in range(count)))
-    while len(ids) < count:  # two equal draws of 256 bits: not in this universe, but exact all the same
-        ids = list(dict.fromkeys([*ids, dice.randbytes(32).hex()]))
+    ids = [dice.randbytes(32).hex() for _ in range(count)]
     resolved = round(count * RESOLVED_SHARE)
     unresolved = min(count - resolved, round(count * UNRESOLVED_SHARE))
     texts = [payouts_text(shares) for shares, _weight in _SHAPES]

@@ -1,18 +1,13 @@
 """A local subgraph: a real HTTP server that answers for ``Condition`` as graph-node behind Goldsky's gateway does.
 
-Paths: ``/subgraphs/name/<name>`` and ``/subgraphs/id/<deployment>`` as graph-node has them, and
-``/api/public/<project>/subgraphs/<name>/<version>/gn`` (``/api/private/…`` with a bearer token) as Goldsky has them.
-``GET /_control/log`` gives the requests so far, ``POST /_control`` switches faults, limits and latency.
+Paths: ``/subgraphs/name/<name>`` as graph-node has it, and ``/api/public/<project>/subgraphs/<name>/<version>/gn``
+(``/api/private/…`` with a bearer token) as Goldsky has it. ``GET /_control/log`` gives the requests so far, ``POST
+/_control`` switches faults, limits and latency.
 
 ``make test-graph-node`` compares it with a real graph-node: equal data, and errors that mean the same to a client. What
-a client of ``Condition`` does not meet is left out. Beyond that it differs in these points:
-
-- GraphQL validation is on; graph-node's default is off, so it answers some queries that are refused here.
-- A query is answered as a whole or not at all, also where its fields ask for different blocks.
-- A condition has at most two versions (created, resolved) and can be deleted; there are no forks. A reorganisation, an
-  overload and a database that is away exist as faults only.
-- Goldsky's gateway is imitated as far as it is documented: a sliding window counted at arrival, where refused requests
-  do not count; its real counting is not published.
+a client of ``Condition`` does not meet is left out; GraphQL validation is on (graph-node's default is off); a query is
+answered as a whole or not at all; there are no forks, overloads and databases that are away but as faults. The rate
+limit is a sliding window counted at arrival, where refused requests do not count; Goldsky's counting is not published.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from aiohttp import web
 from payout_pipeline.errors import ConfigurationError
 from payout_pipeline.subgraph.chain import Chain
 from payout_pipeline.subgraph.engine import DEFAULT_DEPLOYMENT, Engine, Query, QueryError, error_body
-from payout_pipeline.subgraph.faults import Asked, Fault, FaultBoard, timeout_message
+from payout_pipeline.subgraph.faults import Fault, FaultBoard, timeout_message
 from payout_pipeline.subgraph.log import LoggedRequest, RequestLog
 from payout_pipeline.subgraph.responses import abort, errors_payload, json_response, odd_body, reset, status_answer
 from payout_pipeline.subgraph.schema import SchemaName
@@ -127,9 +127,9 @@ class Service:
             if not known or parts[4] not in config.names or parts[5] not in config.versions or request.method != "POST":
                 return web.Response(status=404, text="Not Found")
             return await self._query(request, needs_token=parts[1] == "private")
-        if len(parts) != 3 or parts[0] != "subgraphs" or parts[1] not in ("name", "id") or request.method != "POST":
+        if len(parts) != 3 or parts[:2] != ["subgraphs", "name"] or request.method != "POST":
             return json_response({"message": "Not found"})
-        if parts[2] not in (config.names if parts[1] == "name" else (self.engine.deployment,)):
+        if parts[2] not in config.names:
             return json_response(error_body([f"deployment `{parts[2]}` does not exist"]))
         return await self._query(request, needs_token=False)
 
@@ -174,18 +174,15 @@ class Service:
     async def _respond(
         self, request: web.Request, entry: LoggedRequest, read: Query | web.Response
     ) -> web.StreamResponse:
-        ids = read.ids if isinstance(read, Query) else ()
-        verdict = self.faults.judge(Asked(entry.number, entry.kinds, ids, entry.aliases))
-        entry.faults = verdict.names
+        struck = self.faults.judge(entry, read.ids if isinstance(read, Query) else ())
+        entry.faults = tuple(fault.kind for fault in struck)
+        delay = sum(float(fault.options.get("seconds", 1.0)) for fault in struck if fault.kind == "slow")
         jitter = self.config.jitter * (2 * self.faults.dice.random() - 1) if self.config.jitter else 0.0
-        await asyncio.sleep(max(0.0, self.config.latency + verdict.delay + jitter))
-        if verdict.terminal is not None:
-            return await self._fail(request, entry, read, verdict.terminal, verdict.spoils)
-        if isinstance(read, web.Response):
-            return read
-        head = orjson.dumps(self.engine.head_pointer(verdict.spoils)).decode()
-        payload = self._answer(entry, read, verdict.spoils)
-        return json_response(payload, headers={"graph-attestable": "true", "graph-indexed": head})
+        await asyncio.sleep(max(0.0, self.config.latency + delay + jitter))
+        for fault in struck:
+            if fault.ends:
+                return await self._fail(request, entry, read, fault, struck)
+        return read if isinstance(read, web.Response) else json_response(self._answer(entry, read, struck))
 
     def _answer(self, entry: LoggedRequest, read: Query | web.Response, spoils: Sequence[Fault]) -> dict[str, Any]:
         if isinstance(read, web.Response):
