@@ -9,6 +9,8 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
+from graphql import GraphQLError
+
 from payout_pipeline.subgraph.decimals import normalise
 from payout_pipeline.subgraph.fields import Field
 from payout_pipeline.subgraph.store import ConditionRow, ConditionStore
@@ -16,14 +18,10 @@ from payout_pipeline.subgraph.store import ConditionRow, ConditionStore
 Test = Callable[[ConditionRow, int], bool]
 
 
-class FilterError(Exception):
-    """A filter that graph-node refuses, in its words."""
-
-
 def select(
     store: ConditionStore, fields: Mapping[str, Field], where: Mapping[str, Any]
 ) -> tuple[Sequence[str], list[Test]]:
-    """The only ids that can match, ascending, and what else a row must fulfil. Raises :class:`FilterError`."""
+    """The only ids that can match, ascending, and what else a row must fulfil. Raises ``GraphQLError``."""
     by_id = {key: value for key, value in where.items() if key in _BY_ID and value is not None}
     tests = [_test(fields, key, value) for key, value in where.items() if key not in by_id]
     ids = store.ids
@@ -44,9 +42,9 @@ def _test(fields: Mapping[str, Field], key: str, value: Any) -> Test:
     field = fields[name]
     if value is None:
         if operator in ("in", "not_in"):
-            raise FilterError(f"Non-list value passed to `_{operator}` filter")
+            raise GraphQLError(f"Non-list value passed to `_{operator}` filter")
         if operator not in ("", "not"):
-            raise FilterError(f"Store error: unsupported filter `{operator}` for value `null`")
+            raise GraphQLError(f"Store error: unsupported filter `{operator}` for value `null`")
         return lambda row, block: (field(row, block) is None) == (operator == "")
     compare, parse = _COMPARISONS[operator], str if name == "id" else _number
     wanted: Any = tuple(map(parse, value)) if isinstance(value, list) else parse(value)
@@ -65,7 +63,7 @@ def _number(value: str | int | float) -> Decimal:
     try:
         return normalise(str(value))
     except ValueError:
-        raise FilterError("Failed to decode `BigDecimal` value: `invalid digit found in string`") from None
+        raise GraphQLError("Failed to decode `BigDecimal` value: `invalid digit found in string`") from None
 
 
 _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -34,34 +34,19 @@ class LoggedRequest:
     faults: tuple[str, ...] = ()
     seconds: float | None = None
 
-    def as_json(self) -> dict[str, Any]:
-        """For ``GET /_control/log``."""
-        return asdict(self)
 
-
-class RequestLog:
+class RequestLog(list[LoggedRequest]):
     """All requests since the log was last cleared, in order of arrival."""
-
-    def __init__(self) -> None:
-        self._entries: list[LoggedRequest] = []
 
     def open(self, arrived: float, path: str, *, authorized: bool) -> LoggedRequest:
         """Counts a request that has just arrived."""
-        entry = LoggedRequest(len(self._entries) + 1, arrived, time.time(), path, authorized)
-        self._entries.append(entry)
-        return entry
+        self.append(LoggedRequest(len(self) + 1, arrived, time.time(), path, authorized))
+        return self[-1]
 
     @property
     def entries(self) -> list[LoggedRequest]:
-        """A copy of the list."""
-        return list(self._entries)
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def clear(self) -> None:
-        """Forgets everything and counts from 1 again."""
-        self._entries.clear()
+        """A copy, which does not grow."""
+        return list(self)
 
     def batches(self) -> list[LoggedRequest]:
         """Requests that named ids."""

@@ -8,7 +8,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from aiohttp import web
 
 from payout_pipeline.errors import ConfigurationError
 from payout_pipeline.subgraph.chain import Chain
-from payout_pipeline.subgraph.engine import DEFAULT_DEPLOYMENT, Engine, Query, QueryError, error_body
+from payout_pipeline.subgraph.engine import DEFAULT_DEPLOYMENT, Engine, Query, error_body
 from payout_pipeline.subgraph.faults import Fault, FaultBoard, timeout_message
 from payout_pipeline.subgraph.log import LoggedRequest, RequestLog
 from payout_pipeline.subgraph.responses import abort, errors_payload, json_response, odd_body, reset, status_answer
@@ -202,10 +202,9 @@ class Service:
                 raise TypeError("the query is no text, or its variables are no object")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             return json_response({"error": f"GraphQL server error (client error): {error!r}"}, status=400)
-        try:
-            query = self.engine.read(text, variables)
-        except QueryError as error:
-            return json_response(error_body(error.messages))
+        query = self.engine.read(text, variables)
+        if isinstance(query, dict):
+            return json_response(query)
         limit = self.config.max_complexity
         if limit is not None and query.complexity > limit:
             message = (
@@ -280,7 +279,7 @@ class Service:
     async def _control(self, request: web.Request, path: str) -> web.Response:
         if path == "/_control/log":
             since, window = int(request.query.get("since", "0")), self._rate_limit.seconds if self._rate_limit else 10.0
-            entries = [entry.as_json() for entry in self.log.entries if entry.number > since]
+            entries = [asdict(entry) for entry in self.log.entries if entry.number > since]
             if request.query.get("ids") == "0":
                 entries = [{name: value for name, value in entry.items() if name != "ids"} for entry in entries]
             most = self.log.max_in_window(window)
