@@ -336,6 +336,8 @@ QUERIES: list[tuple[str, dict[str, Any]]] = [
     ("{conditions(first:1,where:null){id}}", {}),
     ("query($w:Condition_filter){conditions(first:1,where:$w){id}}", {}),
     ("query($w:Condition_filter){conditions(first:1,where:$w){id}}", {"w": {"foo": 1}}),
+    ("query($w:Condition_filter){conditions(first:1,where:$w){id}}", {"w": "x"}),
+    ("query($x:ID!){condition(id:$x){id}}", {}),
     ('{conditions(where:{id_contains:"x"}){id}}', {}),
     ("{conditions(first:1,where:[]){id}}", {}),
     ('{conditions(first:1,where:"x"){id}}', {}),

@@ -114,9 +114,11 @@ class Engine:
                 argument.name.value: value_from_ast_untyped(argument.value, variables) for argument in node.arguments
             }
             if node.name.value == "conditions":
-                asked[(node.alias or node.name).value] = (given.get("where") or {}).get("id_in") or []
+                where = given.get("where")
+                listed = where.get("id_in") if isinstance(where, dict) else None
+                asked[(node.alias or node.name).value] = listed if isinstance(listed, list) else []
             elif node.name.value == "condition":
-                asked[(node.alias or node.name).value] = [str(given["id"])]
+                asked[(node.alias or node.name).value] = [str(given.get("id"))]
             if "block" in given:
                 blocks.append(given["block"])
         kinds = tuple(dict.fromkeys(node.name.value for node in roots))
@@ -155,7 +157,7 @@ class Engine:
         data = result.data
         for number, key in enumerate(query.asked):
             if any(fault.kind == "missing_alias" and fault.hits(number) for fault in spoils):
-                del data[key]
+                data.pop(key, None)
         if context.failed:
             shown = {key: value for key, value in data.items() if key in _SHOWN_BY_A_FAILED_DEPLOYMENT}
             return {**({"data": shown} if shown else {}), **error_body(["indexing_error"])}, 0
