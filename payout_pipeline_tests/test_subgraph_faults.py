@@ -599,7 +599,9 @@ def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path, number: sig
     conditions, unresolved = tmp_path / "conditions.csv", tmp_path / "unresolved.txt"
     conditions.write_text(f'condition_id,payouts,resolved_at\n{WANTED[0][2:]},"[""0"",""1""]",2024-11-01T16:11:08Z\n')
     unresolved.write_text(f"{WANTED[1][2:]}\n")
-    options = ["--rate-limit", "2/60s", *(["--log-ids"] if number == signal.SIGTERM else [])]
+    limits = {"max_complexity": 5000, "max_body_bytes": 10_000, "max_aliases": 5, "alias_timeout": 4}
+    named = [f"--{name.replace('_', '-')}={value}" for name, value in limits.items()]
+    options = ["--rate-limit", "2/60s", *named, *(["--log-ids"] if number == signal.SIGTERM else [])]
     with start("--conditions", str(conditions), "--unresolved", str(unresolved), *options) as process:
         assert process.stdout
         line = process.stdout.readline()
@@ -608,6 +610,7 @@ def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path, number: sig
         query = "query($ids:[ID!]!){conditions(where:{id_in:$ids}){id payouts}}"
         rows = client.ask(query=query)["data"]["conditions"]
         assert rows == [{"id": WANTED[0], "payouts": ["0", "1"]}, {"id": WANTED[1], "payouts": None}]
+        assert limits.items() <= client.get("/_control").items()
         client.ask()
         client.ask()
         assert client.status == 429
