@@ -12,7 +12,8 @@ from typing import Any
 
 import click
 
-from payout_pipeline.errors import ConfigurationError, PayoutPipelineError
+from payout_pipeline.commands.options import check_workers, parse_workers
+from payout_pipeline.errors import PayoutPipelineError
 from payout_pipeline.scrub import scrub
 
 
@@ -48,39 +49,29 @@ def load_dotenv_file() -> None:
         load_dotenv(Path(".env"), override=False)
 
 
-def _workers(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
-    if value is None:
-        return None
-    try:
-        chosen = tuple(sorted({int(part) for part in value.split(",")}))
-    except ValueError:
-        raise click.BadParameter(f"expected worker numbers such as 1,3, got {value!r}") from None
-    return chosen
-
-
 @main.command(short_help="Run every worker, rebuild the view, print the report.")
 @click.option(
-    "--workers", callback=_workers, metavar="1,3", help="Only these workers; the view is rebuilt if all are in."
+    "--workers", callback=parse_workers, metavar="1,3", help="Only these workers; the view is rebuilt if all are in."
 )
 @click.option(
     "--refetch",
     type=click.Choice(["all", "unresolved"]),
-    default="all",
-    show_default=True,
-    help="After a finished backfill: ask for every id again, or only for those not resolved yet.",
+    default=None,
+    help="Ask for every id again (the default of a new backfill), or only for those not resolved yet.",
 )
-def backfill(workers: tuple[int, ...] | None, refetch: str) -> None:
+@click.option(
+    "--allow-removals",
+    is_flag=True,
+    help="Remove stored vectors that the source does not resolve any more, however many.",
+)
+def backfill(workers: tuple[int, ...], refetch: str | None, allow_removals: bool) -> None:
     """Run every worker, rebuild the view and print the report. Continues where an interrupted run stopped."""
     from payout_pipeline.backfill import run_backfill
     from payout_pipeline.settings import load_settings
 
     settings = load_settings()
-    for worker in workers or ():
-        if not 1 <= worker <= settings.workers:
-            raise ConfigurationError(
-                f"--workers names worker {worker}, but PAYOUT_WORKERS is {settings.workers}: use 1 to {settings.workers}."
-            )
-    sys.exit(run_backfill(settings, workers, refetch))
+    check_workers(settings, workers)
+    sys.exit(run_backfill(settings, workers, refetch, allow_removals))
 
 
 @main.command(short_help="The whole backfill on this machine, without a network.")

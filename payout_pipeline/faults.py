@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import dagster as dg
-from dagster._core.errors import DagsterExecutionInterruptedError
 
 from payout_pipeline.errors import InterruptedRunError, PayoutPipelineError
 from payout_pipeline.scrub import scrub
@@ -21,7 +20,7 @@ from payout_pipeline.scrub import scrub
 STEP_RETRIES = dg.RetryPolicy(max_retries=2, delay=5, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
 
 
-class InterruptedStepError(dg.DagsterError, DagsterExecutionInterruptedError):
+class InterruptedStepError(dg.DagsterError, dg.DagsterExecutionInterruptedError):
     """The run was asked to end, and ends as cancelled.
 
     Dagster repeats an interrupted step by the step's retry policy; an error of its own it does not repeat, so this is
@@ -39,7 +38,7 @@ def reported_to_dagster() -> Iterator[None]:
         yield
     except InterruptedRunError as interrupted:
         raise InterruptedStepError(scrub(str(interrupted))) from None
-    except (DagsterExecutionInterruptedError, KeyboardInterrupt):
+    except (dg.DagsterExecutionInterruptedError, KeyboardInterrupt):
         raise InterruptedStepError("The step was interrupted; what it had finished is kept.") from None
     except PayoutPipelineError as fault:
         raise dg.Failure(

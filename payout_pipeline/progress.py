@@ -5,6 +5,7 @@ Everything shown comes from the files that ``status`` reads, so it is as true af
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -17,8 +18,12 @@ if TYPE_CHECKING:
     from payout_pipeline.status import Status, WorkerStatus
 
 
+_PROGRESS_SECONDS = 0.5
+_PLAIN_SECONDS = 5.0
+
+
 class Progress:
-    """A bar a worker (ids, found, rate, time left, errors, answers of 429), refreshed by :meth:`update`."""
+    """A bar a worker (ids, found, rate, time left, errors) on a terminal, a line a worker elsewhere; as a context manager."""
 
     def __init__(self, settings: Settings, workers: Sequence[int], console: Console) -> None:
         from rich.progress import BarColumn, TextColumn
@@ -27,48 +32,52 @@ class Progress:
         self._settings, self._workers, self._console = settings, set(workers), console
         self._bars: Bars | None = None
         self._tasks: dict[str, TaskID] = {}
-        self._limits: TaskID | None = None
-        self._last = ""
+        self._said: dict[str, str] = {}
+        self._next = 0.0
         if console.is_terminal:
-            self._bars = Bars(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.percentage:>5.1f} %"),
-                TextColumn("{task.fields[words]}"),
-                console=console,
-            )
+            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>5.1f} %"))
+            self._bars = Bars(*columns, TextColumn("{task.fields[words]}"), console=console)
+
+    def __enter__(self) -> Progress:
+        if self._bars is not None:
             self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._show()
+        if self._bars is not None:
+            self._bars.stop()
 
     def update(self) -> None:
-        """Read the state and show it."""
+        """Read the state and show it, if it is time again."""
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + (_PLAIN_SECONDS if self._bars is None else _PROGRESS_SECONDS)
+            self._show()
+
+    def _show(self) -> None:
         from payout_pipeline.status import read_status
 
         status = read_status(self._settings)
-        workers = [worker for worker in status.workers if worker.worker in self._workers]
-        if self._bars is None:
-            line = "; ".join(f"{worker.partition} {_words(worker)}" for worker in workers) + _limits(status)
-            if line != self._last:
-                self._console.print(line)
-            self._last = line
-            return
-        for worker in workers:
-            if worker.partition not in self._tasks:
-                self._tasks[worker.partition] = self._bars.add_task(worker.partition, total=None, words="")
-            self._bars.update(
-                self._tasks[worker.partition],
-                total=worker.total_ids or None,
-                completed=worker.ids,
-                words=_words(worker),
-            )
-        if self._limits is None:
-            self._limits = self._bars.add_task("", total=1, words="")
-        self._bars.update(self._limits, words=_limits(status).lstrip("; "))
+        for worker in status.workers:
+            if worker.worker in self._workers:
+                self._show_worker(worker)
+        limits = _limits(status)
+        if limits and limits != self._said.get(""):
+            self._console.print(limits)
+        self._said[""] = limits
 
-    def close(self) -> None:
-        """Show the last state and leave the terminal as it was."""
-        self.update()
-        if self._bars is not None:
-            self._bars.stop()
+    def _show_worker(self, worker: WorkerStatus) -> None:
+        words = _words(worker)
+        if self._bars is None:
+            if words != self._said.get(worker.partition) and worker.ids:
+                self._console.print(f"{worker.partition}: {words}")
+            self._said[worker.partition] = words
+            return
+        if worker.partition not in self._tasks:
+            self._tasks[worker.partition] = self._bars.add_task(worker.partition, total=None, words="")
+        self._bars.update(
+            self._tasks[worker.partition], total=worker.total_ids or None, completed=worker.ids, words=words
+        )
 
 
 def _words(worker: WorkerStatus) -> str:
@@ -92,4 +101,4 @@ def _limits(status: Status) -> str:
         parts.append(f"waiting {status.hold_seconds:.0f} s after a 429")
     if status.outage_seconds > 0:
         parts.append(f"Goldsky has been away for {status.outage_seconds:.0f} s")
-    return "; " + ", ".join(parts) if parts else ""
+    return ", ".join(parts)

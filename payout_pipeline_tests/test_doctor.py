@@ -192,6 +192,14 @@ def test_a_runtime_directory_that_is_no_directory_is_a_problem(settings: Setting
     assert "is no directory" in found[0].text
 
 
+def test_files_that_were_set_aside_as_damaged_are_a_warning(settings: Settings) -> None:
+    name = "payout-backfill-worker1.checkpoint.json.corrupt-20251109T103000.000000Z"
+    Path(settings.runtime_dir).mkdir()
+    (Path(settings.runtime_dir) / name).write_text("?")
+    warning = next(finding for finding in examine(settings) if finding.level == "warning")
+    assert name in warning.text
+
+
 def test_a_server_has_its_version_tables_and_missing_user_tables_named(settings: Settings, http_world: World) -> None:
     world = http_world.settings
     fields = ("clickhouse_host", "clickhouse_user", "clickhouse_password", "target_table", "truth_view", "pnl_view",

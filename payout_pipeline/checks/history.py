@@ -128,8 +128,8 @@ def _is_of(run: dg.DagsterRun, asset: str, partition: str | None) -> bool:
     """Whether the run makes ``asset``: by its selection, or by its job where it has none."""
     if run.tags.get(_PARTITION_TAG) != partition:
         return False
-    if run.asset_selection is not None:
+    if run.asset_selection:  # empty where the job makes what it always makes
         return dg.AssetKey(asset) in run.asset_selection
-    if run.asset_check_selection is not None:
+    if run.asset_check_selection:
         return False
     return asset in {"goldsky_backfill": (FETCHED, STORED), "truth_view": (VIEW,)}.get(run.job_name, ())

@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from payout_pipeline.checks.basis import Basis
+from payout_pipeline.scrub import escape_controls, scrub
 from payout_pipeline.settings import Settings
 from payout_pipeline.storage import join, open_store
 from payout_pipeline.verdict import Severity, Table, Verdict
@@ -39,7 +40,7 @@ def save(
     kept = _read(settings, name)
     at = datetime.now(timezone.utc).isoformat()
     for verdict in verdicts:
-        kept[verdict.check] = {"verdict": asdict(verdict), "basis": basis, "run_id": run_id, "at": at}
+        kept[verdict.check] = {"verdict": _clean(asdict(verdict)), "basis": basis, "run_id": run_id, "at": at}
     store.write(name, json.dumps(kept, allow_nan=False).encode())
 
 
@@ -54,6 +55,15 @@ def load(settings: Settings, asset: str, partition: str | None) -> dict[str, Che
         except (KeyError, TypeError, ValueError):
             continue
     return found
+
+
+def _clean(value: Any) -> Any:
+    """Texts without secrets, and without characters that could steer a terminal; lines stay lines."""
+    if isinstance(value, str):
+        return "\n".join(escape_controls(line) for line in scrub(value).split("\n"))
+    if isinstance(value, Mapping):
+        return {name: _clean(item) for name, item in value.items()}
+    return [_clean(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _read(settings: Settings, name: str) -> dict[str, Any]:

@@ -24,8 +24,8 @@ def doctor_command(as_json: bool) -> None:
     """
     import logging
 
+    from payout_pipeline.dagster_home import ensure_dagster_home
     from payout_pipeline.doctor import examine
-    from payout_pipeline.instance import ensure_dagster_home
     from payout_pipeline.settings import load_settings
 
     settings = load_settings()

@@ -57,7 +57,7 @@ def _verify(settings: Settings, workers: Sequence[int], *, accept_loss: bool) ->
     import dagster as dg
 
     from payout_pipeline.checks.verify import run_all_checks
-    from payout_pipeline.instance import ensure_dagster_home
+    from payout_pipeline.dagster_home import ensure_dagster_home
     from payout_pipeline.report import build_report
 
     ensure_dagster_home()

@@ -52,7 +52,7 @@ def input_findings(settings: Settings) -> tuple[Worklist | None, list[Finding]]:
 
 
 def runtime_findings(settings: Settings, worklist: Worklist | None) -> Iterator[Finding]:
-    """Whether the runtime directory can be used, and what earlier runs left in it."""
+    """Whether the runtime directory can be used, and what earlier runs set aside in it as damaged."""
     from payout_pipeline.storage import open_store
 
     if "://" in settings.runtime_dir:
@@ -77,31 +77,11 @@ def runtime_findings(settings: Settings, worklist: Worklist | None) -> Iterator[
         yield Finding("runtime", "problem", text, "Free some space, or set PAYOUT_RUNTIME_DIR to a larger disk.")
         return
     yield Finding("runtime", "ok", text)
-    yield from _earlier_runs(settings)
-
-
-def _earlier_runs(settings: Settings) -> Iterator[Finding]:
-    from payout_pipeline.status import read_status
-
-    try:
-        status = read_status(settings)
-    except PayoutPipelineError:
-        return  # the fault of the input or of the directory is a finding already
-    started = [worker for worker in status.workers if worker.ids and worker.state != "done"]
-    if started:
-        words = ", ".join(f"worker {w.worker}: {w.ids:,} of {w.total_ids or 0:,} ids, {w.state}" for w in started)
-        yield Finding("checkpoints", "ok", f"unfinished work, continued where ids and settings are the same ({words})")
-    finished = sum(worker.state == "done" for worker in status.workers)
-    if finished:
-        kept = "are not asked again" if status.backfill else "are asked anew"
-        text = f"{finished} of {counted(len(status.workers), 'worker')} finished; by the next backfill they {kept}"
-        yield Finding("checkpoints", "ok", text)
-    if status.set_aside:
+    if damaged := sorted(item.name for item in path.glob("*.corrupt-*")):
         yield Finding(
-            "checkpoints",
+            "runtime",
             "warning",
-            f"{counted(len(status.set_aside), 'damaged file')} of earlier runs set aside: "
-            f"{', '.join(status.set_aside[:3])}",
+            f"{counted(len(damaged), 'damaged file')} of earlier runs set aside: {', '.join(damaged[:3])}",
             "They are not used any more; delete them when you have looked at them.",
         )
 

@@ -128,6 +128,11 @@ def _general(text: str) -> str:
     return _PARTICULARS.sub("#", text)
 
 
+def distinct(sentences: Sequence[str]) -> list[str]:
+    """Of sentences that differ only in workers, ids and numbers, the first."""
+    return list({_general(sentence): sentence for sentence in reversed(sentences)}.values())[::-1]
+
+
 def _cause(group: list[CheckStatus], below: list[CheckStatus], failures: dict[str, str]) -> Cause:
     first = group[0]
     text, repair = "", ""

@@ -112,7 +112,7 @@ def read_report(settings: Settings, html: Path | None = None) -> Report:
     """
     import dagster as dg
 
-    from payout_pipeline.instance import ensure_dagster_home
+    from payout_pipeline.dagster_home import ensure_dagster_home
 
     ensure_dagster_home()
     with dg.DagsterInstance.get() as instance:

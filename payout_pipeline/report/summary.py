@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 from collections.abc import Iterable, Sequence
 
 from payout_pipeline.checks.history import CheckStatus, State
 from payout_pipeline.verdict import Value
+
+_KEY = re.compile(r"worker_\d+_of_\d+")
 
 
 def passed_checks(statuses: Iterable[CheckStatus]) -> list[list[CheckStatus]]:
@@ -33,7 +37,10 @@ def summed_up(workers: Sequence[CheckStatus]) -> str:
         if not counted or any(values):
             parts.append(_together(name, values))
     text = ", ".join(part for part in parts if part)
-    return text or f"{first.sentence} (the first of {len(workers)}; --verbose shows each)"
+    if text:
+        return text
+    said = {_KEY.sub("the worker", status.sentence) for status in workers}
+    return said.pop() if len(said) == 1 else f"{first.sentence} (the first of {len(workers)}; --verbose shows each)"
 
 
 def _is_count(value: Value) -> bool:

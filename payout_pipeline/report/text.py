@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from payout_pipeline.checks.history import CheckStatus, State
-from payout_pipeline.report.causes import Cause, affected
+from payout_pipeline.report.causes import Cause, affected, distinct
 from payout_pipeline.report.model import Report
 from payout_pipeline.report.summary import cell, passed_checks, summed_up
 from payout_pipeline.verdict import Severity, Table
@@ -66,7 +66,7 @@ def _trouble(cause: Cause, *, verbose: bool) -> list[RenderableType]:
     style, label = ("yellow", "WARNING") if warn else ("red", "ERROR")
     parts: list[RenderableType] = [f"[bold {style}]{label}[/] [bold]{escape(cause.title)}[/]"]
     sentences = cause.sentences
-    shown = sentences if verbose else sentences[:_SENTENCES]
+    shown = sentences if verbose else distinct(sentences)[:_SENTENCES]
     lines = [escape(sentence) for sentence in shown]
     if len(sentences) > len(shown):
         lines.append(f"[dim]and {len(sentences) - len(shown)} more like this (--verbose)[/]")

@@ -95,6 +95,10 @@ def _rows(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _note_differences(expected: pd.DataFrame, actual: pd.DataFrame, found: ViewComparison) -> None:
+    if expected.empty:  # columns of no rows are of no type, and would not be merged
+        expected = expected.astype(actual.dtypes)
+    elif actual.empty:
+        actual = actual.astype(expected.dtypes)
     keys = [*COLUMNS, "copy"]
     both = expected.assign(copy=expected.groupby(COLUMNS, dropna=False).cumcount()).merge(
         actual.assign(copy=actual.groupby(COLUMNS, dropna=False).cumcount()), on=keys, how="outer", indicator=True
@@ -161,7 +165,8 @@ def _side(place: Place, table: Table, prefix: str, *, source: str | None) -> pd.
     for pair in set(pairs):
         known[pair] = _read_vector(*pair, external=source is None, float32=float32)
     vectors = [known[pair] for pair in pairs]
-    frame = frame[[vector is not None for vector in vectors]].copy()
+    usable = pd.Series([vector is not None for vector in vectors], index=frame.index, dtype=bool)  # also of no rows
+    frame = frame[usable].copy()
     kept = [vector for vector in vectors if vector is not None]
     frame["vector"] = [vector.text for vector in kept]
     frame["denominator"] = [str(vector.denominator) for vector in kept]
@@ -194,7 +199,7 @@ def _source_sql(table: Table, source: str | None) -> str:
             "toInt64(ifNull(toUnixTimestamp(m.resolved_at), 0))" if moment and is_time(moment) else "toInt64(0)"
         ),
         source=Sql(f"'{source}'" if source is not None else "toString(m.source)"),
-        recent=Sql(f"tuple({', '.join(recent)})" if recent else "tuple(toInt64(0))"),
+        recent=Sql(f"concat({', '.join([*recent, chr(39) * 2])})"),
         table=table.name,
         final=table.final,
     )

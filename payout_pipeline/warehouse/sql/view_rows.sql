@@ -1,0 +1,1 @@
+SELECT count() AS view_rows FROM ${view}
