@@ -107,6 +107,7 @@ def fetch_worker(
         work = _Work(settings, worker, partition, refetch, ids, ledger, log, stats)
         _announce(work, described)
         prepare_target(settings, log)
+        read_checkpoint(store, worker, log.warning, repair=True)  # a damaged one is kept aside before it is replaced
         finished = _own_result(work, reuse_finished)
         if finished is None:
             with stop_on_signals() as stop:
@@ -238,7 +239,6 @@ def _begin(work: _Work, client: GoldskyClient, info: SubgraphInfo, history_kept:
 async def _ask_all(work: _Work, client: GoldskyClient, running: RunningLedger) -> Questions:
     """Ask every missing batch, then once more for the ids that no answer had."""
     store, settings = work.ledger.store, work.settings
-    read_checkpoint(store, work.worker, work.log.warning, repair=True)
     checkpoint = CheckpointWriter(store, work.worker, running, interval=settings.checkpoint_interval)
     checkpoint.begin()
     questions = Questions(
