@@ -107,6 +107,7 @@ def fetch_worker(
         work = _Work(settings, worker, partition, refetch, ids, ledger, log, stats)
         _announce(work, described)
         prepare_target(settings, log)
+        read_checkpoint(store, worker, log.warning, repair=True)  # a damaged one is kept aside before it is replaced
         finished = _own_result(work, reuse_finished)
         if finished is None:
             with stop_on_signals() as stop:
@@ -238,7 +239,6 @@ def _begin(work: _Work, client: GoldskyClient, info: SubgraphInfo, history_kept:
 async def _ask_all(work: _Work, client: GoldskyClient, running: RunningLedger) -> Questions:
     """Ask every missing batch, then once more for the ids that no answer had."""
     store, settings = work.ledger.store, work.settings
-    read_checkpoint(store, work.worker, work.log.warning, repair=True)
     checkpoint = CheckpointWriter(store, work.worker, running, interval=settings.checkpoint_interval)
     checkpoint.begin()
     questions = Questions(
@@ -298,18 +298,20 @@ def _check_error_rate(work: _Work, running: RunningLedger, last_error: str) -> N
     limit = work.settings.max_error_rate
     if not total or errors / total <= limit:
         return
-    repair = f"start {work.partition} again when Goldsky answers; only the failed ids are asked again."
+    repair = (
+        "What was answered is saved."
+        f"\nTo repair it: start {work.partition} again when Goldsky answers; only the failed ids are asked again."
+    )
     if counts["invalid"] / total > limit:
         # Asking for the failed ids alone would end here for ever.
         running.discard()
         repair = (
-            "its invalid vectors alone are too many: set PAYOUT_MAX_ERROR_RATE higher if they are to be left out, then "
-            f"start {work.partition} again, which asks all ids anew. `payout-pipeline query` shows one as it was answered."
+            "The invalid vectors alone are too many.\nTo repair it: look at one with `payout-pipeline query`; set "
+            f"PAYOUT_MAX_ERROR_RATE higher if they are to be left out; start {work.partition} again, which asks all ids."
         )
     raise ErrorRateError(
         f"{work.partition}: {errors:,} of {total:,} ids failed or are invalid ({100 * errors / total:.2f} %): "
         f"{counts['failed']:,} failed, {counts['invalid']:,} invalid; PAYOUT_MAX_ERROR_RATE allows {100 * limit:g} %. "
-        "What was answered is saved."
-        + (f" Last error: {excerpt(last_error, 300)}." if last_error else "")
-        + f"\nTo repair it: {repair}"
+        + (f"Last error: {excerpt(last_error, 300)}. " if last_error else "")
+        + repair
     )

@@ -371,7 +371,7 @@ def test_whatever_is_in_the_file_is_a_sensible_checkpoint_or_none(tmp_path: Path
 
 @st.composite
 def checkpoints(draw: st.DrawFn) -> Checkpoint:
-    counts = {status: draw(st.integers(0, 10**9)) for status in STATUSES}
+    counts = {str(status): draw(st.integers(0, 10**9)) for status in STATUSES}
     processed = sum(counts.values())
     batches = draw(st.integers(0, 10**6))
     done = draw(st.integers(0, batches))

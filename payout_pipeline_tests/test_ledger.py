@@ -1024,16 +1024,6 @@ def test_no_endpoint_is_written_down_since_it_may_carry_a_key(tmp_path: Path) ->
         assert not path.is_file() or b"s3cr3t-k3y" not in path.read_bytes()
 
 
-def test_removing_a_partition_leaves_the_others(tmp_path: Path) -> None:
-    for partition in (PARTITION, "worker_2_of_4"):
-        run(Ledger(tmp_path, partition), make_chunk(make_ids(12)))
-
-    Ledger(tmp_path, PARTITION).remove()
-
-    assert Ledger(tmp_path, PARTITION).finished() is None
-    assert Ledger(tmp_path, "worker_2_of_4").finished() is not None
-
-
 def test_a_worker_of_full_size_is_verified_in_time(tmp_path: Path) -> None:
     ids = make_ids(42_612)
     chunk = make_chunk(ids)

@@ -111,6 +111,20 @@ def test_the_first_ledger_has_nothing_to_compare_with_and_an_equal_one_changed_n
     assert finished.identity == second.identity
 
 
+def test_a_vector_that_changed_while_the_id_had_no_usable_answer_is_a_changed_vector(tmp_path: Path) -> None:
+    for odd in ("no answer", InvalidVector("odd")):
+        finish(tmp_path, {IDS[0]: YES, IDS[1]: YES, IDS[2]: None})
+        for _ in range(2):
+            finish(tmp_path, {IDS[0]: odd, IDS[1]: odd, IDS[2]: odd})
+            assert changes(tmp_path) == {}
+        finish(tmp_path, {IDS[0]: NO, IDS[1]: YES, IDS[2]: HALF})
+
+        assert changes(tmp_path) == {
+            IDS[0]: ("vector_changed", "[1, 0]/1", "[0, 1]/1"),
+            IDS[2]: ("newly_resolved", "", "[1, 1]/2"),
+        }
+
+
 def test_only_ids_of_both_inputs_are_compared(tmp_path: Path) -> None:
     finish(tmp_path, {IDS[0]: YES, IDS[1]: YES})
     finish(tmp_path, {IDS[1]: NO, IDS[2]: YES})

@@ -14,6 +14,7 @@ KINDS = ("newly_resolved", "vector_changed", "became_absent", "no_longer_resolve
 COMPARED_COLUMNS = ("condition_id", "status", "payout_numerators", "payout_denominator")
 _COMPARED = ("condition_id", "status", "vector")
 _CHANGED = ("condition_id", "change", "before", "after")
+_UNANSWERED = "unanswered"
 _ROWS_AT_ONCE = 1 << 15
 
 
@@ -33,12 +34,31 @@ def states(batches: Iterable[pa.RecordBatch]) -> pa.Table:
     return pa.concat_tables([_table([], [], [], names=_COMPARED), *map(_texts, batches)])
 
 
+def with_last_known(old: pa.Table, changes: pa.Table) -> pa.Table:
+    """The `states` of a ledger, with the vectors that ids without a usable answer had before, by that ledger's changes."""
+    import pyarrow.compute as pc
+
+    kept = changes.filter(pc.equal(changes["change"], _UNANSWERED))
+    position = pc.index_in(old["condition_id"], value_set=kept["condition_id"].combine_chunks())
+    status = pc.if_else(pc.is_valid(position), "resolved", old["status"])
+    vector = pc.coalesce(kept["before"].combine_chunks().take(position), old["vector"])
+    return _table(old["condition_id"], status, vector, names=_COMPARED)
+
+
+def real_changes(table: pa.Table) -> pa.Table:
+    """Without what is only kept for the next comparison."""
+    import pyarrow.compute as pc
+
+    return table.filter(pc.not_equal(table["change"], _UNANSWERED))
+
+
 def compare(old: pa.Table, after: Iterable[pa.RecordBatch], *, whole: bool) -> pa.Table:
     """The ids that both ledgers have and that are another in the second, with their vectors in both.
 
     ``newly_resolved``: resolved now, and not before; ``vector_changed``: resolved in both, with other vectors in lowest
     terms; ``became_absent``: the subgraph knew the id (``before`` is its vector, if it was resolved) and does not now;
-    ``no_longer_resolved``: resolved before, unresolved now. An id that got no answer, or an invalid one, did not change.
+    ``no_longer_resolved``: resolved before, unresolved now. An id that got no answer, or an invalid one, did not change;
+    where it was resolved before, a row ``unanswered`` keeps its vector for the next comparison (`with_last_known`).
 
     Args:
         old: the `states` of the first.
@@ -78,8 +98,14 @@ def _kinds(then: pa.Table, now: pa.Table) -> NDArray[np.str_]:
     known = ~_has(then, "absent") & ~_has(then, "failed")
     other: NDArray[np.bool_] = np.asarray(pc.not_equal(then["vector"], now["vector"]))
     return np.select(
-        [is_ & ~was, is_ & was & other, _has(now, "absent") & known, _has(now, "unresolved") & was],
-        [np.array(kind) for kind in KINDS],
+        [
+            is_ & ~was,
+            is_ & was & other,
+            _has(now, "absent") & known,
+            _has(now, "unresolved") & was,
+            (_has(now, "failed") | _has(now, "invalid")) & was,
+        ],
+        [np.array(kind) for kind in (*KINDS, _UNANSWERED)],
         "",
     )
 

@@ -70,7 +70,7 @@ def iso_time(moment: datetime) -> str:
 class Checkpoint(BaseModel):
     """Where a worker stands. The first seven fields are the guide's, with its meaning; the aliases are the file's."""
 
-    model_config = ConfigDict(frozen=True, strict=True, validate_by_name=True, validate_by_alias=True)
+    model_config = ConfigDict(frozen=True, strict=True, populate_by_name=True)
 
     worker: _Worker = Field(alias="workerNum")
     batches_processed: _Count = Field(alias="batchesProcessed")
@@ -136,7 +136,7 @@ def read_checkpoint(store: Store, worker: int, log: LogLine, *, repair: bool = F
     try:
         if store.size(key) > _LONGEST_FILE:
             raise ValueError(f"it is larger than {_LONGEST_FILE:,} bytes")
-        checkpoint = Checkpoint.model_validate_json(store.read(key), by_name=False)
+        checkpoint = Checkpoint.model_validate_json(store.read(key))
         if checkpoint.worker != worker:
             raise ValueError(f"it is worker {checkpoint.worker}'s")
     except FileNotFoundError:

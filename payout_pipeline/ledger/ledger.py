@@ -12,7 +12,7 @@ from payout_pipeline.chunks import Chunk, PrefixRange
 from payout_pipeline.errors import LedgerError
 from payout_pipeline.ledger import files
 from payout_pipeline.ledger.accounting import SAMPLE, Accounting, account
-from payout_pipeline.ledger.changes import vector_texts
+from payout_pipeline.ledger.changes import real_changes, vector_texts
 from payout_pipeline.ledger.info import SnapshotInfo
 from payout_pipeline.ledger.rows import ERROR_STATUSES, STATUSES
 from payout_pipeline.storage import LogLine, Store, join, open_store
@@ -137,6 +137,11 @@ class Ledger:
         ``became_absent`` or ``no_longer_resolved``), ``before`` and ``after`` (vectors like ``[1, 0]/1``, or empty).
         Raises LedgerError where the file is damaged.
         """
+        table = self.compared()
+        return None if table is None else real_changes(table)
+
+    def compared(self) -> pa.Table | None:
+        """As `changes`, with the rows that are kept for the next comparison."""
         import pyarrow.parquet as pq
 
         info = self.finished()
@@ -173,7 +178,3 @@ class Ledger:
         kept = sorted(self.store.names(self.key(files.ASIDE)), key=lambda item: item.rpartition("-")[2])
         for old in kept[:-_KEPT_ASIDE]:
             self.store.delete(self.key(files.ASIDE, old))
-
-    def remove(self) -> None:
-        """Remove all that is known of this partition: the snapshot, the run, and what was set aside."""
-        self.store.delete(self.prefix)
