@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-
 from collections.abc import Iterable, Sequence
 
 from payout_pipeline.checks.history import CheckStatus, State
