@@ -18,11 +18,14 @@ def run_all_checks(settings: Settings, instance: dg.DagsterInstance, workers: Co
 
     What they found is in the report; a run that fails, because a check failed or could not be made, raises nothing.
     """
-    from payout_pipeline.definitions import defs
+    from payout_pipeline.definitions import build_defs
 
+    defs = build_defs(settings)
+    quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+    worker_job = defs.resolve_job_def(VERIFY_WORKER_JOB)
     for worker in sorted(workers or range(1, settings.workers + 1)):
-        job = defs.resolve_job_def(VERIFY_WORKER_JOB)
-        job.execute_in_process(
-            instance=instance, partition_key=partition_key(worker, settings.workers), raise_on_error=False
-        )
-    defs.resolve_job_def(VERIFY_JOB).execute_in_process(instance=instance, raise_on_error=False)
+        # A job of checks alone has no partitions of its own; its run is of a partition by this tag.
+        tags = {"dagster/partition": partition_key(worker, settings.workers)}
+        worker_job.execute_in_process(instance=instance, tags=tags, run_config=quiet, raise_on_error=False)
+    view_job = defs.resolve_job_def(VERIFY_JOB)
+    view_job.execute_in_process(instance=instance, run_config=quiet, raise_on_error=False)
