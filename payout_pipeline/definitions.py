@@ -12,7 +12,7 @@ from payout_pipeline.assets.resolutions_external_ingest import resolutions_exter
 from payout_pipeline.assets.sources import external_specs
 from payout_pipeline.assets.vw_resolutions_truth import vw_resolutions_truth_asset
 from payout_pipeline.checks import build_checks
-from payout_pipeline.jobs import daily_refresh, daily_verify, rebuild_truth_view, verify_jobs, view_job, worker_job
+from payout_pipeline.jobs import daily_refresh, daily_verify, rebuild_truth_view, verify_job, view_job, worker_job
 from payout_pipeline.partitions import worker_partitions
 from payout_pipeline.resources import pipeline_from_environment
 from payout_pipeline.settings import Settings, load_settings
@@ -25,7 +25,7 @@ def build_defs(settings: Settings | None = None, resource_overrides: Mapping[str
     """
     settings = settings or load_settings()
     partitions = worker_partitions(settings.workers)
-    workers, verify = worker_job(), verify_jobs()
+    workers, verify = worker_job(), verify_job()
     return dg.Definitions(
         assets=[
             *external_specs(settings),
@@ -34,8 +34,8 @@ def build_defs(settings: Settings | None = None, resource_overrides: Mapping[str
             vw_resolutions_truth_asset(settings),
         ],
         asset_checks=build_checks(partitions, settings),
-        jobs=[workers, view_job(), *verify],  # type: ignore[list-item]
-        schedules=[daily_refresh(partitions, workers), *daily_verify(partitions, verify)],
+        jobs=[workers, view_job(), verify],  # type: ignore[list-item]
+        schedules=[daily_refresh(partitions, workers), daily_verify(verify)],
         sensors=[rebuild_truth_view()],
         resources={"pipeline": pipeline_from_environment(), **(resource_overrides or {})},
         # One process a run: a process a step costs seconds each and buys nothing, as the steps follow one another.

@@ -54,7 +54,8 @@ def run_demo(*, ids: int, seed: int, rate_limit: str, latency: float, directory:
         "Look around:\n"  # noqa: S608 - printed for the user, not run
         f"  PAYOUT_RUNTIME_DIR={settings.runtime_dir} {_as_typed()} sql "
         '"SELECT source, count() FROM cascadian_clean.vw_resolutions_truth GROUP BY source"\n'
-        f"  PAYOUT_RUNTIME_DIR={settings.runtime_dir} CONDITION_IDS_FILE={settings.condition_ids_file} make ui"
+        f"  DAGSTER_HOME={place / 'home'} PAYOUT_RUNTIME_DIR={settings.runtime_dir} "
+        f"CONDITION_IDS_FILE={settings.condition_ids_file} make ui"
     )
     return code
 
@@ -90,6 +91,11 @@ def _environment(place: Path, ids: Path, endpoint: str, rate_limit: str) -> Sett
     }
     for field, variable in VARIABLES.items():
         os.environ[variable] = values.get(field) or _default_text(field)
+    # An instance of its own: the demo's runs are none of the user's, whose results would be outdated by them.
+    home = place / "home"
+    home.mkdir()
+    shutil.copy(Path(__file__).resolve().parent.parent / "dagster.yaml", home)
+    os.environ["DAGSTER_HOME"] = str(home)
     return load_settings(dict(os.environ))
 
 

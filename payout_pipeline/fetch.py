@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from payout_pipeline.chunks import Chunk, PrefixRange, chunk_of, partition_key, prefix_range, read_input
@@ -20,7 +20,7 @@ from payout_pipeline.errors import (
     InterruptedRunError,
     SnapshotLostError,
 )
-from payout_pipeline.fetch_summary import FetchSummary, summarise
+from payout_pipeline.fetch_summary import FetchStats, FetchSummary, summarise
 from payout_pipeline.ledger import ERROR_STATUSES, Ledger, Pin, RunningLedger, SnapshotInfo, start_run
 from payout_pipeline.ledger.checkpoint import CheckpointWriter, read_checkpoint, write_complete
 from payout_pipeline.ledger.info import Refetch
@@ -53,12 +53,10 @@ class _Work:
     partition: str
     refetch: Refetch
     ids: Chunk | PrefixRange
-    input_sha256: str
     ledger: Ledger
     log: Logger
-    run_id: str
-    backfill_id: str
-
+    stats: FetchStats
+    """Of the run so far: who runs it, and for which input."""
     started: float = field(default_factory=time.monotonic)
 
     def plan(self, schema_kind: str, pin: Pin) -> SnapshotInfo:
@@ -105,7 +103,8 @@ def fetch_worker(
         ids, input_sha256, described = _ids(settings, worker)
         stack.enter_context(worker_lock(settings, partition, purpose="goldsky_payouts", run_id=run_id, log=log))
         ledger = Ledger(store, partition, log.warning)
-        work = _Work(settings, worker, partition, refetch, ids, input_sha256, ledger, log, run_id, backfill_id)
+        stats = FetchStats(run_id=run_id, backfill_id=backfill_id, input_sha256=input_sha256)
+        work = _Work(settings, worker, partition, refetch, ids, ledger, log, stats)
         _announce(work, described)
         prepare_target(settings, log)
         finished = _own_result(work, reuse_finished)
@@ -161,12 +160,14 @@ def _announce(work: _Work, described: str) -> None:
 def _own_result(work: _Work, reuse_finished: Callable[[str], bool]) -> SnapshotInfo | None:
     """The finished ledger, if it is this run's own result: made for the same backfill, or by a run that died later."""
     finished = work.ledger.finished()
-    if finished is None or finished.stats.get("input_sha256", "") != work.input_sha256:
+    if finished is None:
+        return None
+    former, own = FetchStats.of(finished), work.stats
+    if former.input_sha256 != own.input_sha256:
         return None
     asked = work.plan(finished.schema_kind, finished.pin)
-    former = str(finished.stats.get("run_id", ""))
-    same_backfill = bool(work.backfill_id) and finished.stats.get("backfill_id") == work.backfill_id
-    mine = same_backfill or (bool(former) and (former == work.run_id or reuse_finished(former)))
+    same_backfill = bool(own.backfill_id) and former.backfill_id == own.backfill_id
+    mine = same_backfill or (bool(former.run_id) and (former.run_id == own.run_id or reuse_finished(former.run_id)))
     if not mine or finished.fingerprint != asked.fingerprint or not work.ledger.is_whole(work.ids):
         return None
     work.log.info(f"{work.partition}: took the finished snapshot {finished.snapshot_id}, which was not delivered yet")
@@ -181,7 +182,7 @@ async def _run(work: _Work, stop: StopRequest) -> SnapshotInfo:
     from payout_pipeline.goldsky.pacing import StoppedError
 
     if isinstance(work.ids, Chunk) and work.ids.count == 0:  # materializes with 0 rows, and asks nothing
-        return _finish(work, start_run(work.ledger, work.plan("none", Pin(0, "")), work.ids), _no_stats(work))
+        return _finish(work, start_run(work.ledger, work.plan("none", Pin(0, "")), work.ids), work.stats)
 
     def on_wait(reason: str, seconds: float) -> None:
         if work.settings.debug or reason != "window":
@@ -257,47 +258,35 @@ async def _ask_all(work: _Work, client: GoldskyClient, running: RunningLedger) -
 # ---------------------------------------------------------------------------------------------------------- the end
 
 
-def _no_stats(work: _Work) -> dict[str, Any]:
-    """What is remembered of a run that asked nothing."""
-    return {
-        "run_id": work.run_id,
-        "backfill_id": work.backfill_id,
-        "input_sha256": work.input_sha256,
-        "shrunk_because": "",
-        **dict.fromkeys(("ids_asked", "batches_resumed", "requests", "retries", "batches_per_request", "odd_times"), 0),
-        **dict.fromkeys(("rate_limited", "waits", "waited_seconds"), 0),
-    }
-
-
-def _stats(work: _Work, client: GoldskyClient, questions: Questions, resumed: int) -> dict[str, Any]:
-    """What is remembered of a run that asked."""
+def _stats(work: _Work, client: GoldskyClient, questions: Questions, resumed: int) -> FetchStats:
+    """How the run asked."""
     if questions.odd_times.count:
         work.log.warning(f"{work.partition}: {questions.odd_times}")
-    return _no_stats(work) | {
-        "ids_asked": questions.ids_asked,
-        "batches_resumed": resumed,
-        "requests": client.stats.requests,
-        "retries": client.stats.retries,
-        "batches_per_request": client.batches_per_request,
-        "shrunk_because": scrub(client.shrunk_because),
-        "odd_times": questions.odd_times.count,
-        "rate_limited": client.pacer.stats.answers_429,
-        "waits": client.pacer.stats.waits,
-        "waited_seconds": round(client.pacer.stats.wait_seconds, 3),
-    }
+    return replace(
+        work.stats,
+        ids_asked=questions.ids_asked,
+        batches_resumed=resumed,
+        requests=client.stats.requests,
+        batches_per_request=client.batches_per_request,
+        shrunk_because=scrub(client.shrunk_because),
+        retries=client.stats.retries,
+        rate_limited=client.pacer.stats.answers_429,
+        waits=client.pacer.stats.waits,
+        waited_seconds=round(client.pacer.stats.wait_seconds, 3),
+        odd_times=questions.odd_times.count,
+    )
 
 
-def _finish(work: _Work, running: RunningLedger, stats: dict[str, Any], last_error: str = "") -> SnapshotInfo:
+def _finish(work: _Work, running: RunningLedger, stats: FetchStats, last_error: str = "") -> SnapshotInfo:
     """Make the ledger of the run, unless too many of its ids failed."""
     _check_error_rate(work, running, last_error)
-    seconds = time.monotonic() - work.started
-    info = running.finish(stats | {"seconds": round(seconds, 3)})
+    stats = replace(stats, seconds=round(time.monotonic() - work.started, 3))
+    info = running.finish(asdict(stats))
     work.log.info(
         f"✅ WORKER {work.worker} COMPLETE! {info.ids:,} ids: "
         + ", ".join(f"{count:,} {status}" for status, count in info.counts.items())
-        + f"; {stats['requests']:,} requests in {seconds:.1f} s "
-        f"({stats['ids_asked'] / max(seconds, 0.001):,.0f} ids/s), "
-        f"{stats['retries']} retries, {stats['rate_limited']} answers of 429"
+        + f"; {stats.requests:,} requests in {stats.seconds:.1f} s ({stats.ids_per_second:,.0f} ids/s), "
+        f"{stats.retries} retries, {stats.rate_limited} answers of 429"
     )
     return info
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import dagster as dg
 
 from payout_pipeline.backfill import VIEW_JOB, WORKER_JOB
-from payout_pipeline.checks.verify import VERIFY_JOB, VERIFY_WORKER_JOB
+from payout_pipeline.checks.verify import VERIFY_JOB
 
 
 def worker_job() -> object:
@@ -28,47 +28,25 @@ def view_job() -> object:
     )
 
 
-def verify_jobs() -> list[object]:
-    """All checks again, and nothing else: a worker's as a partitioned job, the view's as one of its own."""
-    return [
-        dg.define_asset_job(
-            VERIFY_WORKER_JOB,
-            selection=dg.AssetSelection.checks_for_assets("goldsky_payouts", "resolutions_external_ingest"),
-            description="Make the checks of a worker again. Run it for all partitions, then verify.",
-        ),
-        dg.define_asset_job(
-            VERIFY_JOB,
-            selection=dg.AssetSelection.checks_for_assets("vw_resolutions_truth"),
-            description="Make the checks of the view again, all_workers_complete among them.",
-        ),
-    ]
+def verify_job() -> object:
+    """All checks again, of all workers and of the view, and nothing else."""
+    return dg.define_asset_job(
+        VERIFY_JOB,
+        selection=dg.AssetSelection.all_asset_checks(),
+        description="Make all checks again, of every worker and of the view. Fetches and changes no data.",
+    )
 
 
-def daily_verify(partitions: dg.StaticPartitionsDefinition, jobs: list[object]) -> list[dg.ScheduleDefinition]:
-    """Every day at 05:00 UTC all checks of the workers, at 05:30 those of the view."""
-
-    @dg.schedule(
-        name="daily_verify_workers",
-        job=jobs[0],  # type: ignore[arg-type]
+def daily_verify(job: object) -> dg.ScheduleDefinition:
+    """Every day at 05:00 UTC all checks."""
+    return dg.ScheduleDefinition(
+        name="daily_verify",
+        job=job,  # type: ignore[arg-type]
         cron_schedule="0 5 * * *",
         execution_timezone="UTC",
         default_status=dg.DefaultScheduleStatus.STOPPED,
-        description="Makes the checks of all workers again. Switch on daily_verify too.",
+        description="Makes all checks again.",
     )
-    def workers(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest]:
-        day = context.scheduled_execution_time.strftime("%Y-%m-%d")
-        for key in partitions.get_partition_keys():
-            yield dg.RunRequest(run_key=f"verify-{day}-{key}", partition_key=key)
-
-    view = dg.ScheduleDefinition(
-        name="daily_verify",
-        job=jobs[1],  # type: ignore[arg-type]
-        cron_schedule="30 5 * * *",
-        execution_timezone="UTC",
-        default_status=dg.DefaultScheduleStatus.STOPPED,
-        description="Makes the checks of the view again, half an hour after those of the workers.",
-    )
-    return [workers, view]
 
 
 def daily_refresh(partitions: dg.StaticPartitionsDefinition, job: object) -> dg.ScheduleDefinition:

@@ -259,11 +259,16 @@ class RemoteStore(Store):
 
     def move(self, key: str, to: str) -> None:
         # Copied and removed: object stores cannot rename. A death in between leaves both, and the move is repeated.
+        source, target = self._path(key).path, self._path(to).path
         with self._faults("move", key):
-            if not self._fs.exists(self._path(key).path):
+            paths = self._fs.find(source)
+            if not paths:
                 raise FileNotFoundError(errno.ENOENT, "nothing to move", self.describe(key))
-            self._fs.mv(self._path(key).path, self._path(to).path, recursive=True)
+            for path in paths:
+                self._fs.mv(path, target + path.strip("/").removeprefix(source.strip("/")))
             self._fs.invalidate_cache()
+            if self._fs.exists(source):  # a file system with directories, which are empty now
+                self._fs.rm(source, recursive=True)
 
     def clean(self, prefix: str) -> None:
         """Nothing to do: an object is never half-written."""

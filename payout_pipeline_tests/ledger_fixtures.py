@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 from payout_pipeline.chunks import Chunk
-from payout_pipeline.ids import read_conditions
+from payout_pipeline.ids import IdList, pack_ids, packed_array
 
 
 def make_chunk(ids: list[str]) -> Chunk:
-    """A worker's chunk of exactly these ids; an empty one is that of a worker for whom none are left."""
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "ids.txt"
-        path.write_text("\n".join(ids or ["0" * 64]))
-        return read_conditions(path).chunk(1, 1) if ids else read_conditions(path).chunk(2, 2)
+    """A worker's chunk of exactly these ids."""
+    return Chunk(IdList(packed_array(pack_ids(ids))), 0, len(ids))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -33,6 +34,17 @@ class Place:
         return self.directory / "runtime"
 
     @property
+    def home(self) -> Path:
+        """Dagster's instance, initialised as `make setup` does it."""
+        home = self.directory / "home"
+        if not home.is_dir():
+            home.mkdir()
+            shutil.copy(REPOSITORY / "dagster.yaml", home)
+            script = "import dagster as dg; dg.DagsterInstance.get().dispose()"
+            subprocess.run([sys.executable, "-c", script], env={**os.environ, "DAGSTER_HOME": str(home)}, check=True)
+        return home
+
+    @property
     def environment(self) -> dict[str, str]:
         env = {
             name: value
@@ -41,8 +53,7 @@ class Place:
         }
         return {
             **env,
-            "DAGSTER_HOME": str(REPOSITORY),
-            "DAGSTER_MODULE_NAME": "payout_pipeline.definitions",
+            "DAGSTER_HOME": str(self.home),
             "CONDITION_IDS_FILE": str(self.ids_file),
             "PAYOUT_RUNTIME_DIR": str(self.runtime),
             "GOLDSKY_ENDPOINT": self.endpoint,
@@ -54,6 +65,13 @@ class Place:
     def run(self, *arguments: str, timeout: float = 120, **extra: str) -> subprocess.CompletedProcess[str]:
         """``payout-pipeline`` with these arguments, to its end."""
         return self._run([sys.executable, "-m", "payout_pipeline.cli", *arguments], timeout, extra)
+
+    def json(self, *arguments: str, **extra: str) -> tuple[int, str]:
+        """Exit code and standard output of a command with ``--json``; what it logs goes elsewhere."""
+        command = [sys.executable, "-m", "payout_pipeline.cli", *arguments, "--json"]
+        done = self._run(command, 120, extra, stderr=subprocess.PIPE)
+        assert done.returncode in (0, 1), done.stdout + done.stderr
+        return done.returncode, done.stdout
 
     def _sql(self, statement: str) -> str:
         """What a statement puts out. chDB complains on the error output where a machine has no cgroups."""
@@ -78,7 +96,8 @@ class Place:
         self, select: str, partition: str | None = None, timeout: float = 120, **extra: str
     ) -> subprocess.CompletedProcess[str]:
         """``dagster asset materialize``."""
-        command = [sys.executable, "-m", "dagster", "asset", "materialize", "--select", select]
+        command = [sys.executable, "-m", "dagster", "asset", "materialize"]
+        command += ["-m", "payout_pipeline.definitions", "--select", select]
         command += ["--partition", partition] if partition else []
         return self._run(command, timeout, extra)
 

@@ -269,6 +269,14 @@ def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert read_checkpoint(store, 2, pytest.fail) == CHECKPOINT
 
 
+def test_a_deployment_of_any_text_is_written_so_that_it_can_be_read(store: Store) -> None:
+    for deployment in ("", "Qm\n\x1b[31m", "Q" * 10_000, "\x1b" * 300, "\U000e0001" * 300):
+        pin = Pin(block_number=1, deployment=deployment)
+        writer(store, Run(info=INFO.model_copy(update={"pin": pin}))).save()
+
+        assert read_checkpoint(store, 2, pytest.fail) is not None
+
+
 # ---------------------------------------------------------------------------------------------- what is not believed
 
 TEXT = CHECKPOINT.model_dump_json(by_alias=True)

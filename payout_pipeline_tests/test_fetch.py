@@ -66,7 +66,7 @@ def test_a_pinned_block_beyond_a_head_that_went_back_is_given_up_and_pinned_anew
 
     summary = case.fetch()
 
-    assert summary.batches_resumed == 0
+    assert summary.stats.batches_resumed == 0
     assert "the subgraph's head went back to" in case.log_text
     assert set(case.statuses()) == set(case.ids)
 
@@ -77,8 +77,8 @@ def test_a_run_that_died_asks_only_what_it_had_not(case: Inline) -> None:  # noq
 
     summary = case.fetch()
 
-    assert summary.batches_resumed == done > 0
-    assert summary.ids_asked == 300 - 100 * done
+    assert summary.stats.batches_resumed == done > 0
+    assert summary.stats.ids_asked == 300 - 100 * done
     assert set(case.statuses()) == set(case.ids)
 
 
@@ -88,7 +88,7 @@ def test_a_finished_ledger_that_was_never_delivered_is_taken_without_a_request(c
 
     for options in ({"run_id": "one"}, {"backfill_id": "b"}, {"reuse_finished": lambda run: run == "one"}):
         again = case.fetch(**{"run_id": "two", **options})
-        assert (again.counts, again.requests, again.fingerprint) == (first.counts, first.requests, first.fingerprint)
+        assert (again.info, again.stats) == (first.info, first.stats)
     assert len(case.server.log) == before
 
     case.fetch(run_id="two")
@@ -99,7 +99,7 @@ def test_a_chunk_without_ids_has_no_rows_and_asks_nothing(tmp_path: Path) -> Non
     with inline(tmp_path, ids=1, workers=2) as place:
         summary = place.fetch(2)
 
-        assert (summary.ids, summary.requests, summary.batches) == (0, 0, 0)
+        assert (summary.info.ids, summary.stats.requests, summary.info.batches) == (0, 0, 0)
         assert len(place.server.log) == 0
         checkpoint = json.loads((place.runtime / "payout-backfill-worker2.checkpoint.json").read_text())
         assert (checkpoint["state"], checkpoint["totalIds"]) == ("complete", 0)
@@ -140,7 +140,7 @@ def test_too_many_invalid_vectors_fail_the_run_and_the_next_one_asks_anew(case: 
 
     summary = case.fetch()
 
-    assert (summary.ids_asked, summary.counts["invalid"]) == (300, 0)
+    assert (summary.stats.ids_asked, summary.info.counts["invalid"]) == (300, 0)
 
 
 def test_the_last_state_is_in_the_checkpoint_and_a_line_a_batch_in_the_progress_file(case: Inline) -> None:  # noqa: F811
@@ -148,12 +148,12 @@ def test_the_last_state_is_in_the_checkpoint_and_a_line_a_batch_in_the_progress_
 
     checkpoint = json.loads((case.runtime / "payout-backfill-worker1.checkpoint.json").read_text())
     lines = (case.runtime / "payout-backfill-worker1.progress.jsonl").read_text().splitlines()
-    info = Ledger(str(case.runtime), summary.partition).finished()
+    info = Ledger(str(case.runtime), summary.info.partition).finished()
     assert info is not None
     assert (checkpoint["state"], checkpoint["batchesProcessed"], checkpoint["totalIdsProcessed"]) == (
         "complete",
         3,
         300,
     )
-    assert checkpoint["totalPayoutsFound"] == info.counts["resolved"] == summary.counts["resolved"]
+    assert checkpoint["totalPayoutsFound"] == info.counts["resolved"] == summary.info.counts["resolved"]
     assert sorted(json.loads(line)["batch_index"] for line in lines) == [0, 1, 2]

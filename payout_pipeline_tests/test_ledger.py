@@ -883,7 +883,7 @@ _WORKER = """
 import hashlib, sys
 from datetime import datetime, timezone
 from pathlib import Path
-from payout_pipeline.ids import read_conditions
+from payout_pipeline.chunks import chunk_of, read_input
 from payout_pipeline.ledger import Ledger, Pin, SnapshotInfo, rows_from_answer, start_run
 from payout_pipeline.payouts import Vector
 
@@ -891,7 +891,7 @@ def answer(ids):
     vectors = dict.fromkeys(ids, Vector((0, 1), 1))
     return rows_from_answer(ids, vectors, raw={}, block_number=1000, fetched_at=datetime.now(timezone.utc))
 
-chunk = read_conditions(Path(sys.argv[2])).chunk(1, 4)
+chunk = chunk_of(read_input(Path(sys.argv[2])), 1, 4)
 ledger = Ledger(Path(sys.argv[1]), "worker_1_of_4", lambda line: print("log", line, flush=True))
 if ledger.finished() is not None:
     print("ready 200", flush=True)

@@ -8,10 +8,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from payout_pipeline.chunks import Chunk
-from payout_pipeline.ids import read_conditions
 from payout_pipeline.ledger import Ledger, Pin, SnapshotInfo, rows_from_answer, start_run
 from payout_pipeline.payouts import InvalidVector, Vector
+from payout_pipeline_tests.ledger_fixtures import make_chunk
 
 NOW = datetime(2025, 11, 9, 10, 30, tzinfo=timezone.utc)
 PARTITION = "worker_1_of_1"
@@ -20,14 +19,9 @@ YES, NO, HALF = Vector((1, 0), 1), Vector((0, 1), 1), Vector((1, 1), 2)
 Answer = Vector | InvalidVector | str | None
 
 
-def chunk_of(path: Path, ids: list[str]) -> Chunk:
-    path.write_text("\n".join(ids))
-    return read_conditions(path).chunk(1, 1)
-
-
 def finish(root: Path, answers: dict[str, Answer], refetch: str = "all") -> SnapshotInfo:
     """A finished ledger in which the ids have these answers: a vector, None, ``absent``, or the text of a failure."""
-    chunk = chunk_of(root / "ids.txt", list(answers))
+    chunk = make_chunk(list(answers))
     ledger = Ledger(root, PARTITION)
     plan = SnapshotInfo.planned(
         PARTITION,

@@ -15,18 +15,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from payout_pipeline.subgraph.chain import NEVER
-from payout_pipeline.subgraph.engine import Engine, Limits
+from payout_pipeline.subgraph.engine import Engine
 from payout_pipeline.subgraph.server import SubgraphConfig, SubgraphServer
 from payout_pipeline.subgraph.store import ConditionRow, ConditionStore
 from payout_pipeline_tests.subgraph_conformance import (
     CASES,
     HEAD,
-    HTTP_CASES,
+    NO_QUERIES,
     ROWS,
     Case,
-    HttpCase,
     chain,
     cid,
+    means,
     normalised,
 )
 
@@ -67,48 +67,39 @@ def server() -> Iterator[SubgraphServer]:
         yield running
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_a_query_is_answered_as_by_graph_node(server: SubgraphServer, case: Case) -> None:
-    answer = ask(server.url, case.query, case.variables)
-    assert normalised(answer, server.engine.deployment) == case.expected
-    if "data" in case.expected:
-        assert list(answer["data"]) == list(case.expected["data"])
-
-
-@pytest.mark.parametrize("case", HTTP_CASES, ids=str)
-def test_a_request_below_graphql_is_answered_as_by_graph_node(server: SubgraphServer, case: HttpCase) -> None:
-    status, body = send(server.url, case.body, case.headers, case.method, case.path)
-    assert status == case.status
-    answer = json.loads(body)
-    if case.name == "no JSON":
-        # The position is the parser's own business; that it is a client error is not.
-        assert answer["error"].startswith("GraphQL server error (client error): ")
+def check(case: Case, answer: dict[str, Any]) -> None:
+    if isinstance(case.expected, str):
+        assert "data" not in answer
+        assert answer["errors"][0]["message"].startswith(case.expected)
+        assert means(answer) == means({"errors": [{"message": case.expected}]})
     else:
         assert answer == case.expected
 
 
-def test_skip_is_limited_where_the_deployment_limits_it() -> None:
-    with serve(limits=Limits(max_skip=5000)) as server:
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_query_is_answered_as_by_graph_node(server: SubgraphServer, case: Case) -> None:
+    check(case, normalised(ask(server.url, case.query, case.variables), server.engine.deployment))
+
+
+@pytest.mark.parametrize(("body", "status"), NO_QUERIES)
+def test_what_is_no_query_is_refused(server: SubgraphServer, body: bytes, status: int) -> None:
+    seen, answer = send(server.url, body, {"Content-Type": "application/json"})
+    assert (seen, "error" in json.loads(answer)) == (status, status == 400)
+
+
+def test_unknown_paths_and_deployments_are_not_found(server: SubgraphServer) -> None:
+    body = b'{"query":"{_meta{deployment}}"}'
+    for path in ("/", "/foo/bar", "/subgraphs/name/positions/more"):
+        assert send(server.url, body, {}, path=path) == (200, b'{"message":"Not found"}')
+    assert send(server.url, body, {}, method="PUT") == (200, b'{"message":"Not found"}')
+    missing = send(server.url, body, {}, path="/subgraphs/name/nope")
+    assert missing == (200, b'{"errors":[{"message":"deployment `nope` does not exist"}]}')
+
+
+def test_skip_is_limited() -> None:
+    with serve() as server:
         message = "The `skip` argument must be between 0 and 5000, but is 5001"
         assert ask(server.url, "{conditions(skip:5001){id}}") == {"errors": [{"message": message}]}
-        assert ask(server.url, "{conditions(skip:5000){id}}") == {"data": {"conditions": []}}
-
-
-def test_complexity_counts_a_literal_first_and_100_for_a_variable() -> None:
-    with serve(limits=Limits(max_complexity=1500)) as server:
-        too_many = ask(server.url, "{a:conditions(first:1000){id} b:conditions(first:1000){id}}")
-        assert too_many["errors"][0]["message"].startswith("query potentially returns `2000` entities or more")
-        assert "data" in ask(server.url, "{a:conditions(first:1000){id} b:conditions(first:500){id}}")
-        assert "data" in ask(
-            server.url, "query($f:Int){a:conditions(first:$f){id} b:conditions(first:1000){id}}", {"f": 1000}
-        )
-
-
-def test_a_query_that_is_too_deep_is_refused() -> None:
-    with serve(limits=Limits(max_depth=2)) as server:
-        refused = {"errors": [{"message": "query has a depth that exceeds the limit of `2`"}]}
-        assert ask(server.url, "{_meta{block{number}}}") == refused
-        assert "data" in ask(server.url, "{_meta{deployment}}")
 
 
 def test_a_block_that_was_pruned_is_refused() -> None:
@@ -126,46 +117,12 @@ def test_a_block_that_was_pruned_is_refused() -> None:
         }
 
 
-def test_an_undefined_fragment_closes_the_connection(server: SubgraphServer) -> None:
-    with pytest.raises((ConnectionError, http.client.HTTPException)):
-        ask(server.url, "{conditions(first:1){...Nope}}")
-
-
-def test_the_head_is_told_in_a_header(server: SubgraphServer) -> None:
-    parts = urlsplit(server.url)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=30)
-    connection.request(
-        "POST", parts.path, json.dumps({"query": "{conditions(first:1){id}}"}), {"Content-Type": "application/json"}
-    )
-    response = connection.getresponse()
-    response.read()
-    connection.close()
-    head = json.loads(response.headers["graph-indexed"])
-    assert head == {"hash": chain().block_hash(HEAD), "number": HEAD, "timestamp": chain().timestamp(HEAD)}
-    assert response.headers["graph-attestable"] == "true"
-
-
-def test_a_get_is_sent_to_the_browser_page(server: SubgraphServer) -> None:
-    parts = urlsplit(server.url)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=30)
-    connection.request("GET", parts.path)
-    response = connection.getresponse()
-    response.read()
-    connection.close()
-    assert (response.status, response.headers["location"]) == (302, f"{parts.path}/graphql")
-
-
 def test_the_path_of_goldsky_serves_known_names_and_versions_only(server: SubgraphServer) -> None:
     assert ask(server.goldsky_url, "{conditions(first:1){id}}") == {"data": {"conditions": [{"id": cid(0)}]}}
     assert ask(server.goldsky_url.replace("0.0.7", "prod"), "{conditions(first:1){id}}")["data"]
     body = b'{"query":"{conditions(first:1){id}}"}'
     wrong = server.goldsky_url.replace("0.0.7", "9.9.9")
     assert send(wrong, body, {"Content-Type": "application/json"}) == (404, b"Not Found")
-
-
-def test_the_deployment_can_be_asked_by_its_id(server: SubgraphServer) -> None:
-    url = f"{server.base_url}/subgraphs/id/{server.engine.deployment}"
-    assert ask(url, "{conditions(first:1){id}}") == {"data": {"conditions": [{"id": cid(0)}]}}
 
 
 def test_the_pnl_schema_has_empty_numerators_until_the_condition_is_resolved() -> None:
@@ -182,10 +139,6 @@ def test_the_pnl_schema_has_empty_numerators_until_the_condition_is_resolved() -
         )
         resolved = ask(server.url, '{conditions(first:2,where:{payoutDenominator_gt:"2"}){id}}')
         assert resolved == {"data": {"conditions": [{"id": cid(3)}, {"id": cid(13)}]}}
-        ordered = ask(
-            server.url, "{conditions(first:1,orderBy:payoutDenominator,orderDirection:desc){payoutDenominator}}"
-        )
-        assert ordered == {"data": {"conditions": [{"payoutDenominator": "13240000001"}]}}
 
 
 def test_the_older_schema_tells_when_a_condition_was_resolved() -> None:
@@ -194,26 +147,15 @@ def test_the_older_schema_tells_when_a_condition_was_resolved() -> None:
         ConditionRow(cid(2), None, 1),
         ConditionRow(cid(3), ("1", "0", "0"), 1, 9, resolved_at=1_600_000_018),
     ]
-    fields = "id outcomeSlotCount resolutionTimestamp payouts payoutNumerators payoutDenominator"
-    unset = {"resolutionTimestamp": None, "payouts": None, "payoutNumerators": None, "payoutDenominator": None}
+    fields = ("resolutionTimestamp", "payouts", "payoutNumerators", "payoutDenominator")
     with serve(schema="full", store=ConditionStore.from_rows(rows)) as server:
-        assert ask(server.url, "{conditions(block:{number:8}){%s}}" % fields)["data"]["conditions"] == [
-            {
-                "id": cid(1),
-                "outcomeSlotCount": 2,
-                "resolutionTimestamp": "1600000004",
-                "payouts": ["0.54", "0.46"],
-                "payoutNumerators": ["27", "23"],
-                "payoutDenominator": "50",
-            },
-            {"id": cid(2), "outcomeSlotCount": 2, **unset},
-            {"id": cid(3), "outcomeSlotCount": 3, **unset},
+        assert ask(server.url, "{conditions(block:{number:8}){%s}}" % " ".join(fields))["data"]["conditions"] == [
+            dict(zip(fields, ("1600000004", ["0.54", "0.46"], ["27", "23"], "50"), strict=True)),
+            dict.fromkeys(fields),
+            dict.fromkeys(fields),
         ]
         later = ask(server.url, '{conditions(where:{resolutionTimestamp_gt:"1600000004"}){id resolutionTimestamp}}')
         assert later == {"data": {"conditions": [{"id": cid(3), "resolutionTimestamp": "1600000018"}]}}
-        # Null comes first when descending, as PostgreSQL has it.
-        by_time = ask(server.url, "{conditions(orderBy:resolutionTimestamp,orderDirection:asc){id}}")
-        assert by_time == {"data": {"conditions": [{"id": cid(1)}, {"id": cid(3)}, {"id": cid(2)}]}}
 
 
 def test_a_subgraph_without_vectors_has_ids_only() -> None:
@@ -223,10 +165,10 @@ def test_a_subgraph_without_vectors_has_ids_only() -> None:
             "__type": {"fields": [{"name": "id"}]}
         }
         refused = ask(server.url, "{conditions(where:{payouts_not:null}){id}}")
-        assert refused["errors"][0]["message"].startswith("Invalid value provided for argument `where`")
+        assert refused["errors"][0]["message"].startswith('Field "payouts_not" is not defined')
 
 
-def test_a_failed_deployment_denies_data_unless_errors_are_allowed() -> None:
+def test_a_failed_deployment_denies_data() -> None:
     failed = [{"message": "indexing_error"}]
     with serve() as server:
         server.faults.add("failed", block=6)
@@ -234,8 +176,6 @@ def test_a_failed_deployment_denies_data_unless_errors_are_allowed() -> None:
         both = ask(server.url, "{conditions(first:1){id} _meta{hasIndexingErrors}}")
         assert both == {"data": {"_meta": {"hasIndexingErrors": True}}, "errors": failed}
         assert ask(server.url, "{m:_meta{hasIndexingErrors}}") == {"errors": failed}
-        allowed = ask(server.url, "{conditions(first:1,subgraphError:allow){id}}")
-        assert allowed == {"data": {"conditions": [{"id": cid(0)}]}, "errors": failed}
         before = ask(server.url, "{conditions(first:1,block:{number:5}){id}}")
         assert before == {"data": {"conditions": [{"id": cid(0)}]}}
 
@@ -251,36 +191,28 @@ def test_the_head_moves_on_when_the_chain_advances() -> None:
 # -- filters against a slow reading of the same rows --------------------------------------------------------------------
 
 SMALL = [
-    ConditionRow(name, payouts, created, created + 3, deleted, resolved_at=when)
-    for name, payouts, created, deleted, when in (
-        ("a", ("1", "0"), 1, NEVER, 100),
-        ("aa", None, 1, NEVER, None),
-        ("b", (), 2, NEVER, None),
-        ("c", ("0.5", "0.5"), 3, 9, 50),
-        ("d", ("0", "1"), 4, NEVER, 100),
-        ("e", None, 5, 8, None),
-        ("f", ("0.2", "0.3", "0.5"), 6, NEVER, 75),
-        ("~", ("1", "0"), 9, NEVER, None),
+    ConditionRow(name, payouts, created, created + 3, deleted)
+    for name, payouts, created, deleted in (
+        ("a", ("1", "0"), 1, NEVER),
+        ("aa", None, 1, NEVER),
+        ("b", (), 2, NEVER),
+        ("c", ("0.5", "0.5"), 3, 9),
+        ("d", ("0", "1"), 4, NEVER),
+        ("e", None, 5, 8),
+        ("f", ("0.2", "0.3", "0.5"), 6, NEVER),
+        ("~", ("1", "0"), 9, NEVER),
     )
 ]
 NAMES = st.sampled_from([row.id for row in SMALL] + ["", "b~", "zz", "A"])
-VECTORS = st.sampled_from([[], ["1"], ["0", "1"], ["1", "0"], ["0.5"], ["0.50", "0.5"], ["7"]])
-COLUMN_FILTERS = st.one_of(
-    st.dictionaries(st.sampled_from([f"id{o}" for o in ("", "_not", "_gt", "_lt", "_gte", "_lte")]), NAMES, max_size=3),
-    st.dictionaries(st.sampled_from(["id_in", "id_not_in"]), st.lists(NAMES, max_size=4), max_size=2),
-    st.dictionaries(
-        st.sampled_from([f"payouts{o}" for o in ("", "_not", "_contains", "_not_contains")]), VECTORS, max_size=2
-    ),
-    st.sampled_from([{"payouts": None}, {"payouts_not": None}]),
-    st.integers(0, 12).map(lambda block: {"_change_block": {"number_gte": block}}),
-)
-FILTERS = st.recursive(
-    COLUMN_FILTERS,
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=3).map(lambda parts: {"or": parts}),
-        st.lists(inner, max_size=3).map(lambda parts: {"and": parts}),
-    ),
-    max_leaves=5,
+VECTORS = st.sampled_from([[], ["1"], ["0", "1"], ["1", "0"], ["0.5"], ["0.50", "0.5"], ["7"], None])
+FILTERS = st.fixed_dictionaries(
+    {},
+    optional={
+        **{f"id{operator}": NAMES for operator in ("", "_not", "_gt", "_lt", "_gte", "_lte")},
+        **{f"id{operator}": st.lists(NAMES, max_size=4) for operator in ("_in", "_not_in")},
+        **{f"payouts{operator}": VECTORS for operator in ("", "_not")},
+        **{f"payouts{operator}": VECTORS.filter(bool) for operator in ("_contains", "_not_contains")},
+    },
 )
 
 
@@ -290,12 +222,6 @@ def slowly(row: ConditionRow, block: int, where: dict[str, Any]) -> bool:
     vector = [Decimal(text) for text in row.payouts or ()] if resolved else None
 
     def one(key: str, value: Any) -> bool:
-        if key == "and":
-            return all(slowly(row, block, part) for part in value)
-        if key == "or":
-            return any(slowly(row, block, part) for part in value)
-        if key == "_change_block":
-            return (row.resolved_block if resolved else row.created_block) >= value["number_gte"]
         field, _, operator = key.partition("_")
         if field == "id":
             return {
@@ -339,5 +265,6 @@ def test_any_filter_selects_what_a_slow_reading_selects(
         "{conditions(where:$w,block:{number:$b},first:$f,skip:$s,orderBy:id,orderDirection:$d){id}}"
     )
     variables = {"w": where, "b": block, "f": first, "s": skip, "d": "desc" if descending else "asc"}
-    answer = json.loads(small.answer(small.read(text, variables)).body())
+    answer, rows = small.answer(small.read(text, variables))
     assert answer == {"data": {"conditions": [{"id": identity} for identity in expected]}}
+    assert rows == len(expected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.utils
+import gzip
 import http.client
 import json
 import signal
@@ -21,8 +22,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from payout_pipeline.errors import ConfigurationError
-from payout_pipeline.subgraph.faults import KINDS, Asked, FaultBoard
-from payout_pipeline.subgraph.log import max_in_window
+from payout_pipeline.subgraph.faults import KINDS, FaultBoard
+from payout_pipeline.subgraph.log import RequestLog, max_in_window
 from payout_pipeline.subgraph.server import RateLimit, SubgraphConfig, SubgraphServer
 from payout_pipeline.subgraph.store import ConditionRow, ConditionStore
 from payout_pipeline_tests.subgraph_conformance import chain, cid, ids
@@ -78,7 +79,18 @@ def running() -> Iterator[SubgraphServer]:
 @pytest.fixture
 def server(running: SubgraphServer) -> SubgraphServer:
     running.configure(
-        clear=True, clear_log=True, rate_limit=None, retry_after="seconds", latency=0.0, jitter=0.0, token=None, seed=1
+        clear=True,
+        clear_log=True,
+        rate_limit=None,
+        retry_after="seconds",
+        latency=0.0,
+        jitter=0.0,
+        token=None,
+        seed=1,
+        max_complexity=None,
+        max_aliases=None,
+        alias_timeout=None,
+        max_body_bytes=10**6,
     )
     return running
 
@@ -347,7 +359,6 @@ def test_the_head_looks_old_while_the_data_stays(server: SubgraphServer, client:
     meta = client.ask(query="{_meta{block{number timestamp}}}")["data"]["_meta"]["block"]
     assert meta == {"number": 12, "timestamp": chain().timestamp(12) - 86_400}
     assert client.ask() == TRUTH
-    assert json.loads(client.headers["graph-indexed"])["timestamp"] == meta["timestamp"]
 
 
 def test_indexing_errors_are_told_although_data_is_served(server: SubgraphServer, client: Client) -> None:
@@ -360,6 +371,108 @@ def test_the_deployment_changes_at_a_request(server: SubgraphServer, client: Cli
     server.faults.add("deployment", deployment="QmOther", requests=range(3, 100))
     seen = [client.ask(query="{_meta{deployment}}")["data"]["_meta"]["deployment"] for _ in range(4)]
     assert seen == [server.engine.deployment] * 2 + ["QmOther"] * 2
+
+
+# -- several lists in one query ---------------------------------------------------------------------------------------
+
+LISTS = [[cid(n) for n in range(low, low + 3)] for low in (1, 11, 21)]
+
+
+def several(client: Client, first: int = 1000) -> Any:
+    """The answer to one query with three lists, ``b0`` to ``b2``, and ``_meta``."""
+    declared = ",".join(f"$b{n}:[ID!]!" for n in range(3))
+    lists = " ".join(f"b{n}:conditions(first:{first},where:{{id_in:$b{n}}}){{id}}" for n in range(3))
+    variables = {f"b{n}": listed for n, listed in enumerate(LISTS)}
+    query = f"query({declared}){{{lists} _meta{{block{{number}}}}}}"
+    return client.post(client.parts.path, {"query": query, "variables": variables})
+
+
+WHOLE = {**{f"b{n}": ids(*listed) for n, listed in enumerate(LISTS)}, "_meta": {"block": {"number": 12}}}
+
+
+def test_several_lists_are_answered_and_logged(server: SubgraphServer, client: Client) -> None:
+    assert several(client) == {"data": WHOLE}
+    (entry,) = server.log.entries
+    assert (entry.aliases, entry.id_count, entry.rows, entry.kinds) == (3, 9, 9, ("conditions", "_meta"))
+    assert entry.ids == tuple(identity for listed in LISTS for identity in listed)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "spoilt"),
+    [
+        ("omit_id", {}, LISTS[1][1:]),
+        ("foreign_id", {}, [*LISTS[1][:-1], cid(0)]),
+        ("extra_id", {"rows": 2}, [*LISTS[1], cid(0), cid(1)]),
+        ("duplicate_id", {}, [LISTS[1][0], *LISTS[1]]),
+        ("page_cap", {"rows": 2}, LISTS[1][:2]),
+    ],
+)
+def test_a_fault_spoils_one_list_of_several(
+    server: SubgraphServer, client: Client, kind: Any, options: dict[str, Any], spoilt: list[str]
+) -> None:
+    server.faults.add(kind, alias=1, **options)
+    assert several(client) == {"data": {**WHOLE, "b1": ids(*spoilt)}}
+    assert client.ask() == TRUTH  # a query with one list has no such alias
+
+
+def test_a_list_is_missing_from_the_answer(server: SubgraphServer, client: Client) -> None:
+    server.faults.add("missing_alias", alias=2)
+    assert several(client) == {"data": {key: value for key, value in WHOLE.items() if key != "b2"}}
+
+
+def test_errors_have_the_path_of_one_list(server: SubgraphServer, client: Client) -> None:
+    server.faults.add("errors", alias=1, message="boom", times=1)
+    assert several(client) == {"errors": [{"message": "boom", "path": ["b1"]}]}
+    server.faults.add("errors", alias=1, message="boom", with_data=True)
+    assert several(client) == {"data": {**WHOLE, "b1": None}, "errors": [{"message": "boom", "path": ["b1"]}]}
+
+
+def test_an_answer_is_cut_off_after_a_list(server: SubgraphServer, client: Client) -> None:
+    server.faults.add("body", form="truncated", alias=1)
+    kept = json.dumps({"data": {"b0": ids(*LISTS[0]), "b1": ids(*LISTS[1])}}, separators=(",", ":"))
+    assert several(client) == kept[:-2]
+
+
+def test_a_small_body_unpacks_to_a_large_one(server: SubgraphServer, client: Client) -> None:
+    server.faults.add("body", form="gzip_bomb", bytes=3_000_000)
+    connection = http.client.HTTPConnection(client.parts.hostname or "", client.parts.port, timeout=10)
+    connection.request("POST", client.parts.path, json.dumps({"query": "{_meta{deployment}}"}))
+    packed = connection.getresponse().read()
+    connection.close()
+    assert len(packed) < 10_000
+    assert len(gzip.decompress(packed)) > 3_000_000
+
+
+# -- limits -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_literal_first_of_all_lists_counts_as_complexity(server: SubgraphServer, client: Client) -> None:
+    server.configure(max_complexity=2500)
+    refused = several(client)["errors"][0]["message"]
+    assert refused.startswith(
+        "query potentially returns `3000` entities or more and thereby exceeds the limit of `2500`"
+    )
+    assert several(client, first=800) == {"data": WHOLE}
+    assert "data" in client.ask(
+        query="query($f:Int){" + "".join(f"a{n}:conditions(first:$f){{id}}" for n in range(25)) + "}"
+    )
+
+
+def test_a_large_request_is_answered_413(server: SubgraphServer, client: Client) -> None:
+    server.configure(max_body_bytes=700)
+    assert "<h1>413</h1>" in several(client)
+    assert (client.status, client.headers["content-type"]) == (413, "text/html; charset=utf-8")
+    assert client.ask() == TRUTH
+
+
+def test_too_many_lists_close_the_connection_or_time_out(server: SubgraphServer, client: Client) -> None:
+    server.configure(alias_timeout=2)
+    assert several(client) == {"errors": [{"message": "Query timed out"}]}
+    server.configure(max_aliases=2)
+    with pytest.raises((ConnectionError, http.client.HTTPException)):
+        several(client)
+    assert server.log.entries[-1].status == 0
+    assert client.ask() == TRUTH
 
 
 # -- when a fault strikes ---------------------------------------------------------------------------------------------
@@ -376,7 +489,8 @@ def test_the_dice_of_faults_repeat_with_their_seed() -> None:
     def struck(seed: int) -> list[bool]:
         board = FaultBoard(seed)
         board.add("status", probability=0.2)
-        return [board.judge(Asked(n, ["conditions"], [])).terminal is not None for n in range(1000)]
+        request = RequestLog().open(0.0, "/", authorized=False)
+        return [bool(board.judge(request, [])) for _ in range(1000)]
 
     assert struck(7) == struck(7) != struck(8)
     assert 140 < sum(struck(7)) < 260
@@ -485,7 +599,9 @@ def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path, number: sig
     conditions, unresolved = tmp_path / "conditions.csv", tmp_path / "unresolved.txt"
     conditions.write_text(f'condition_id,payouts,resolved_at\n{WANTED[0][2:]},"[""0"",""1""]",2024-11-01T16:11:08Z\n')
     unresolved.write_text(f"{WANTED[1][2:]}\n")
-    options = ["--rate-limit", "2/60s", *(["--log-ids"] if number == signal.SIGTERM else [])]
+    limits = {"max_complexity": 5000, "max_body_bytes": 10_000, "max_aliases": 5, "alias_timeout": 4}
+    named = [f"--{name.replace('_', '-')}={value}" for name, value in limits.items()]
+    options = ["--rate-limit", "2/60s", *named, *(["--log-ids"] if number == signal.SIGTERM else [])]
     with start("--conditions", str(conditions), "--unresolved", str(unresolved), *options) as process:
         assert process.stdout
         line = process.stdout.readline()
@@ -494,6 +610,7 @@ def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path, number: sig
         query = "query($ids:[ID!]!){conditions(where:{id_in:$ids}){id payouts}}"
         rows = client.ask(query=query)["data"]["conditions"]
         assert rows == [{"id": WANTED[0], "payouts": ["0", "1"]}, {"id": WANTED[1], "payouts": None}]
+        assert limits.items() <= client.get("/_control").items()
         client.ask()
         client.ask()
         assert client.status == 429

@@ -70,38 +70,37 @@ def _code(path: str) -> str:
 
 def fetch_metadata(summary: FetchSummary) -> Metadata:
     """Of ``goldsky_payouts``."""
-    counts = {f"ids_{status}": count for status, count in summary.counts.items()}
+    info, stats, pin = summary.info, summary.stats, summary.info.pin
+    exact = pin.kind == "number"
     return {
-        "dagster/partition_row_count": summary.ids,
+        "dagster/partition_row_count": info.ids,
         "dagster/row_count": summary.ids_of_all_partitions,
-        "ids_asked": summary.ids_asked,
-        **counts,
-        "batches": summary.batches,
-        "batches_resumed": summary.batches_resumed,
-        "requests": summary.requests,
-        "batches_per_request": summary.batches_per_request,
-        **({"batches_per_request_shrunk": summary.shrunk_because} if summary.shrunk_because else {}),
-        "retries": summary.retries,
-        "answers_429": summary.rate_limited,
-        "waits": summary.waits,
-        "waited_seconds": dg.MetadataValue.float(float(round(summary.waited_seconds, 3))),
-        "block_number": summary.block_number,
-        "snapshot": summary.snapshot,
-        "deployment": scrub(summary.deployment),
-        "head_timestamp": dg.MetadataValue.timestamp(float(summary.head_timestamp))
-        if summary.head_timestamp
-        else "unknown",
-        "indexing_errors": summary.has_indexing_errors,
-        "seconds": dg.MetadataValue.float(float(round(summary.seconds, 3))),
-        "ids_per_second": dg.MetadataValue.float(float(round(summary.ids_per_second, 1))),
+        "ids_asked": stats.ids_asked,
+        **{f"ids_{status}": count for status, count in info.counts.items()},
+        "batches": info.batches,
+        "batches_resumed": stats.batches_resumed,
+        "requests": stats.requests,
+        "batches_per_request": stats.batches_per_request,
+        **({"batches_per_request_shrunk": stats.shrunk_because} if stats.shrunk_because else {}),
+        "retries": stats.retries,
+        "answers_429": stats.rate_limited,
+        "waits": stats.waits,
+        "waited_seconds": dg.MetadataValue.float(float(stats.waited_seconds)),
+        "block_number": pin.block_number,
+        "snapshot": f"{'at' if exact else 'at or after (history is not kept)'} block {pin.block_number}",
+        "deployment": scrub(pin.deployment),
+        "head_timestamp": dg.MetadataValue.timestamp(float(pin.head_timestamp)) if pin.head_timestamp else "unknown",
+        "indexing_errors": pin.has_indexing_errors,
+        "seconds": dg.MetadataValue.float(float(stats.seconds)),
+        "ids_per_second": dg.MetadataValue.float(round(stats.ids_per_second, 1)),
         "payout_shapes": _table([{"vector": shape, "conditions": count} for shape, count in summary.shapes]),
         "failed_ids": _table([{"condition_id": i, "error": scrub(error)} for i, error in summary.failures])
         if summary.failures
         else "none",
         **_changes(summary),
-        **({"resolution_times_left_out": summary.odd_times} if summary.odd_times else {}),
-        "fingerprint": summary.fingerprint,
-        "input_sha256": summary.input_sha256,
+        **({"resolution_times_left_out": stats.odd_times} if stats.odd_times else {}),
+        "fingerprint": info.fingerprint,
+        "input_sha256": stats.input_sha256,
         "files": dg.MetadataValue.md("\n".join(f"- {_code(path)}" for path in summary.files)),
         "ledger": dg.MetadataValue.path(summary.files[0]),
     }

@@ -6,7 +6,7 @@ What is checked is in ``catalogue.py``; what the numbers mean in ``payout_pipeli
 # No `from __future__ import annotations` here: Dagster compares the annotation of `context` with its own classes.
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import dagster as dg
 
@@ -63,14 +63,19 @@ def _checks_of(
     )
     def checks(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> Iterator[dg.AssetCheckResult]:
         wanted = {key.name for key in context.selected_asset_check_keys}
-        partition = context.partition_key if partitions is not None else None
+        by_partition: dict[str | None, list[Verdict]] = {}
         with reported_to_dagster():
             current = pipeline.settings()
             worklist = read_worklist(current)
-            basis = BasisReader(context.instance, current, worklist).of(asset, partition)
-            verdicts = make_verdicts(current, context.instance, worklist, asset, partition, wanted)
-            save(current, asset, partition, verdicts, basis, context.run.run_id)
-        for verdict in verdicts:
+            bases = BasisReader(context.instance, current, worklist)
+            # A run without a partition, such as one of the job `verify`, makes the checks of all workers.
+            keys = [None] if partitions is None else [worker.key for worker in worklist.workers]
+            for partition in [context.partition_key] if context.has_partition_key and partitions is not None else keys:
+                basis = bases.of(asset, partition)
+                verdicts = make_verdicts(current, context.instance, worklist, asset, partition, wanted)
+                save(current, asset, partition, verdicts, basis, context.run.run_id)
+                by_partition[partition] = verdicts
+        for verdict in map(worst, zip(*by_partition.values(), strict=True)):
             result = to_result(verdict, asset)
             said = "NOTHING TO CHECK" if verdict.nothing else "PASSED" if verdict.passed else "FAILED"
             say = context.log.info if verdict.passed or verdict.nothing else context.log.warning
@@ -78,6 +83,11 @@ def _checks_of(
             yield result
 
     return checks
+
+
+def worst(verdicts: Sequence[Verdict]) -> Verdict:
+    """The verdict that stands for those of several workers: the first that failed, else the first."""
+    return next((v for v in verdicts if not v.passed and not v.nothing), verdicts[0])
 
 
 def make_verdicts(

@@ -1,4 +1,4 @@
-"""All checks now, through Dagster: the job of each worker's checks for each partition, then that of the view's."""
+"""All checks now, through Dagster: the job ``verify``, of asset checks only."""
 
 from __future__ import annotations
 
@@ -7,25 +7,34 @@ from collections.abc import Collection
 import dagster as dg
 
 from payout_pipeline.chunks import partition_key
+from payout_pipeline.dagster_home import REPOSITORY_TAGS
 from payout_pipeline.settings import Settings
 
-VERIFY_WORKER_JOB = "verify_worker"
 VERIFY_JOB = "verify"
 
 
-def run_all_checks(settings: Settings, instance: dg.DagsterInstance, workers: Collection[int] | None = None) -> None:
-    """Run the checks of these workers (all by default) and of the view, each job in this process on ``instance``.
+def run_all_checks(settings: Settings, instance: dg.DagsterInstance, workers: Collection[int] = ()) -> None:
+    """Run the checks of all workers and of the view in one run in this process; with ``workers`` a run for each of these.
 
     What they found is in the report; a run that fails, because a check failed or could not be made, raises nothing.
     """
+    from payout_pipeline.checks.catalogue import VIEW, checks_of
     from payout_pipeline.definitions import build_defs
 
-    defs = build_defs(settings)
+    job = build_defs(settings).resolve_job_def(VERIFY_JOB)
     quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
-    worker_job = defs.resolve_job_def(VERIFY_WORKER_JOB)
-    for worker in sorted(workers or range(1, settings.workers + 1)):
-        # A job of checks alone has no partitions of its own; its run is of a partition by this tag.
-        tags = {"dagster/partition": partition_key(worker, settings.workers)}
-        worker_job.execute_in_process(instance=instance, tags=tags, run_config=quiet, raise_on_error=False)
-    view_job = defs.resolve_job_def(VERIFY_JOB)
-    view_job.execute_in_process(instance=instance, run_config=quiet, raise_on_error=False)
+    # Dagster gives a job of checks alone no partitions; the tag is what a run of one partition is known by.
+    tags = [{"dagster/partition": partition_key(worker, settings.workers)} for worker in sorted(workers)]
+    of_view = [dg.AssetCheckKey(dg.AssetKey(VIEW), info.name) for info in checks_of(VIEW, settings)]
+    for run_tags in tags or [{}]:
+        chosen = (
+            {key for key in job.asset_layer.asset_graph.asset_check_keys if key not in of_view} if run_tags else None
+        )
+        run = job if chosen is None else job.get_subset(asset_check_selection=chosen)
+        run.execute_in_process(
+            instance=instance, run_config=quiet, tags={**REPOSITORY_TAGS, **run_tags}, raise_on_error=False
+        )
+    if tags:
+        job.get_subset(asset_check_selection=set(of_view)).execute_in_process(
+            instance=instance, run_config=quiet, tags=REPOSITORY_TAGS, raise_on_error=False
+        )

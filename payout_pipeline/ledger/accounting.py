@@ -48,10 +48,10 @@ def account(ids: Chunk | PrefixRange, batches: Iterable[pa.RecordBatch], expecte
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    parts = [batch.select(["condition_id", "status"]) for batch in batches]
     columns = ledger_schema()
+    parts = (batch.select(["condition_id", "status"]) for batch in batches)
     table = pa.Table.from_batches(parts, pa.schema([columns.field("condition_id"), columns.field("status")]))
-    stored = table["condition_id"].combine_chunks()
+    stored = table["condition_id"]
     tally = stored.value_counts()
     there, times = tally.field(0), tally.field(1)
     twice = there.filter(pc.greater(times, 1))

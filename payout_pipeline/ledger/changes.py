@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
     from numpy.typing import NDArray
 
-Change = Literal["newly_resolved", "vector_changed", "became_absent", "no_longer_resolved"]
+KINDS = ("newly_resolved", "vector_changed", "became_absent", "no_longer_resolved")
 COMPARED_COLUMNS = ("condition_id", "status", "payout_numerators", "payout_denominator")
+_COMPARED = ("condition_id", "status", "vector")
+_CHANGED = ("condition_id", "change", "before", "after")
+_ROWS_AT_ONCE = 1 << 15
 
 
 def vector_texts(numerators: Any, denominators: Any) -> Any:
@@ -23,7 +26,14 @@ def vector_texts(numerators: Any, denominators: Any) -> Any:
     return pc.fill_null(pc.binary_join_element_wise("[", inner, "]/", denominators.cast(pa.string()), ""), "")
 
 
-def compare(before: Iterable[pa.RecordBatch], after: Iterable[pa.RecordBatch], *, whole: bool) -> pa.Table:
+def states(batches: Iterable[pa.RecordBatch]) -> pa.Table:
+    """``condition_id``, ``status`` and ``vector`` (as text) of a ledger, from batches of the `COMPARED_COLUMNS`."""
+    import pyarrow as pa
+
+    return pa.concat_tables([_table([], [], [], names=_COMPARED), *map(_texts, batches)])
+
+
+def compare(old: pa.Table, after: Iterable[pa.RecordBatch], *, whole: bool) -> pa.Table:
     """The ids that both ledgers have and that are another in the second, with their vectors in both.
 
     ``newly_resolved``: resolved now, and not before; ``vector_changed``: resolved in both, with other vectors in lowest
@@ -31,7 +41,8 @@ def compare(before: Iterable[pa.RecordBatch], after: Iterable[pa.RecordBatch], *
     ``no_longer_resolved``: resolved before, unresolved now. An id that got no answer, or an invalid one, did not change.
 
     Args:
-        before, after: batches of the columns `COMPARED_COLUMNS`.
+        old: the `states` of the first.
+        after: batches of the `COMPARED_COLUMNS` of the second.
         whole: both ledgers are scans, which hold resolved ids only: one that is left out is no longer resolved.
 
     Returns:
@@ -41,24 +52,50 @@ def compare(before: Iterable[pa.RecordBatch], after: Iterable[pa.RecordBatch], *
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    old, new = _texts(before), _texts(after)
-    position = pc.index_in(new["condition_id"], value_set=old["condition_id"])
-    both = pc.is_valid(position)
-    then, now = old.take(position.filter(both)), new.filter(both)
+    seen = np.zeros(len(old), dtype=bool)
+    found = [_table([], [], [], [])]
+    for part in _portions(map(_texts, after)):
+        position = pc.index_in(old["condition_id"], value_set=part["condition_id"].combine_chunks())
+        both = pc.is_valid(position)
+        seen |= np.asarray(both)
+        then, now = old.filter(both), part.take(position.filter(both))
+        kinds = _kinds(then, now)
+        changed = _table(now["condition_id"], kinds, then["vector"], now["vector"])
+        found.append(changed.filter(pa.array(kinds != "")))
+    if whole:
+        gone = old.filter(pa.array(~seen))
+        nothing = [""] * len(gone)
+        found.append(_table(gone["condition_id"], ["no_longer_resolved"] * len(gone), gone["vector"], nothing))
+    return pa.concat_tables(found).combine_chunks()
+
+
+def _kinds(then: pa.Table, now: pa.Table) -> NDArray[np.str_]:
+    """The kind of change of each row; empty where there is none."""
+    import numpy as np
+    import pyarrow.compute as pc
+
     was, is_ = _has(then, "resolved"), _has(now, "resolved")
     known = ~_has(then, "absent") & ~_has(then, "failed")
     other: NDArray[np.bool_] = np.asarray(pc.not_equal(then["vector"], now["vector"]))
-    kinds = np.select(
+    return np.select(
         [is_ & ~was, is_ & was & other, _has(now, "absent") & known, _has(now, "unresolved") & was],
-        [np.array(kind) for kind in ("newly_resolved", "vector_changed", "became_absent", "no_longer_resolved")],
+        [np.array(kind) for kind in KINDS],
         "",
     )
-    changed = _table(now["condition_id"], kinds, then["vector"], now["vector"])
-    parts = [changed.filter(pc.not_equal(changed["change"], ""))]
-    if whole:
-        gone = old.filter(pc.invert(pc.is_in(old["condition_id"], value_set=new["condition_id"])))
-        parts.append(_table(gone["condition_id"], ["no_longer_resolved"] * len(gone), gone["vector"], [""] * len(gone)))
-    return pa.concat_tables(parts).combine_chunks()
+
+
+def _portions(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The rows in portions: looking ids up takes memory by the number of those that are looked up in."""
+    import pyarrow as pa
+
+    waiting: list[pa.Table] = []
+    for table in tables:
+        waiting.append(table)
+        if sum(map(len, waiting)) >= _ROWS_AT_ONCE:
+            yield pa.concat_tables(waiting)
+            waiting = []
+    if waiting:
+        yield pa.concat_tables(waiting)
 
 
 def _has(table: pa.Table, status: str) -> NDArray[np.bool_]:
@@ -68,20 +105,12 @@ def _has(table: pa.Table, status: str) -> NDArray[np.bool_]:
     return np.asarray(pc.equal(table["status"], status))
 
 
-def _texts(batches: Iterable[pa.RecordBatch]) -> pa.Table:
-    """``condition_id``, ``status`` and ``vector`` of a ledger."""
+def _texts(batch: pa.RecordBatch) -> pa.Table:
+    vectors = vector_texts(batch["payout_numerators"], batch["payout_denominator"])
+    return _table(batch["condition_id"], batch["status"], vectors, names=_COMPARED)
+
+
+def _table(*columns: Any, names: Sequence[str] = _CHANGED) -> pa.Table:
     import pyarrow as pa
 
-    names = ["condition_id", "status", "vector"]
-    parts = [pa.table([pa.array([], pa.string())] * 3, names)]
-    for batch in batches:
-        vectors = vector_texts(batch["payout_numerators"], batch["payout_denominator"])
-        parts.append(pa.table([batch["condition_id"], batch["status"], vectors], names))
-    return pa.concat_tables(parts).combine_chunks()
-
-
-def _table(ids: Any, change: Any, before: Any, after: Any) -> pa.Table:
-    import pyarrow as pa
-
-    columns = {"condition_id": ids, "change": change, "before": before, "after": after}
-    return pa.table(columns, schema=pa.schema({name: pa.string() for name in columns}))
+    return pa.table(dict(zip(names, columns, strict=True)), schema=pa.schema({name: pa.string() for name in names}))

@@ -16,9 +16,10 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from payout_pipeline.chunks import MAX_WORKERS
-from payout_pipeline.ledger.info import SnapshotInfo
+from payout_pipeline.ledger.info import SnapshotInfo, why_invalid
 from payout_pipeline.ledger.rows import STATUSES
 from payout_pipeline.ledger.running import RunningLedger
+from payout_pipeline.scrub import excerpt
 from payout_pipeline.storage import LogLine, Store
 
 _LONGEST_FILE = 1 << 20
@@ -87,7 +88,7 @@ class Checkpoint(BaseModel):
     counts: dict[str, _Count] = Field(alias="statusCounts")
     partition: _Text
     block_number: _Count | None = Field(None, alias="blockNumber")
-    deployment: _Text | Literal[""] | None = None
+    deployment: Annotated[str, Field(max_length=2_500), AfterValidator(_printable)] | None = None
     fingerprint: _Text
     state: Literal["running", "complete"] = "running"
     version: Annotated[int, Field(ge=1, le=1)] = 1
@@ -141,7 +142,7 @@ def read_checkpoint(store: Store, worker: int, log: LogLine, *, repair: bool = F
     except FileNotFoundError:
         return None
     except ValueError as error:
-        reason = f"CHECKPOINT DAMAGED: {store.describe(key)}: {str(error)[:300]!a}"
+        reason = f"CHECKPOINT DAMAGED: {store.describe(key)}: {why_invalid(error)!a}"
         if repair:
             log(f"{reason}; kept as {store.describe(store.set_aside(key))}, rebuilt from the ledger")
         else:
@@ -279,7 +280,7 @@ def _write(store: Store, worker: int, info: SnapshotInfo, running: RunningLedger
             counts=info.counts,
             partition=info.partition,
             block_number=info.pin.block_number,
-            deployment=info.pin.deployment,
+            deployment=excerpt(info.pin.deployment, 200),
             fingerprint=info.fingerprint,
             state="running" if running else "complete",
         ),

@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from typing import Annotated, Any, Literal
 from uuid import uuid4
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from payout_pipeline.chunks import Chunk, PrefixRange
 from payout_pipeline.ledger.rows import ERROR_STATUSES, STATUSES
@@ -112,6 +112,14 @@ class SnapshotInfo(BaseModel):
     def errors(self) -> int:
         """Number of failed and invalid ids."""
         return sum(self.counts[status] for status in ERROR_STATUSES)
+
+
+def why_invalid(error: ValueError) -> str:
+    """What is wrong with facts that were read, in one line."""
+    if not isinstance(error, ValidationError):
+        return str(error)[:300]
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"[:300]
 
 
 def ids_digest(ids: Chunk | PrefixRange) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -113,14 +114,11 @@ class Ledger:
 
     def shapes(self, limit: int = 50) -> list[tuple[str, int]]:
         """How often each vector occurs in the finished snapshot, as ``[1, 0]/1``, the most frequent first."""
-        import pandas as pd
-
-        parts = [
-            vector_texts(batch.column(0), batch.column(1)).to_pandas()
-            for batch in self.read(["payout_numerators", "payout_denominator"], ["resolved"])
-        ]
-        counts = pd.concat(parts).value_counts().head(limit) if parts else pd.Series(dtype=int)
-        return [(str(shape), int(count)) for shape, count in counts.items()]
+        counts: Counter[str] = Counter()
+        for batch in self.read(["payout_numerators", "payout_denominator"], ["resolved"]):
+            tally = vector_texts(batch.column(0), batch.column(1)).value_counts()
+            counts.update({row["values"]: row["counts"] for row in tally.to_pylist()})
+        return counts.most_common(limit)
 
     def verify(self, ids: Chunk | PrefixRange, *, all_columns: bool = False) -> Accounting:
         """Compare the ids of the finished snapshot with those that have to be there once each, exactly.

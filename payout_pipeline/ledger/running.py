@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from payout_pipeline.chunks import Chunk, PrefixRange
 from payout_pipeline.errors import LedgerError
 from payout_pipeline.ledger import files
-from payout_pipeline.ledger.changes import COMPARED_COLUMNS, compare
+from payout_pipeline.ledger.changes import COMPARED_COLUMNS, compare, states
 from payout_pipeline.ledger.info import Pin, SnapshotInfo, now
 from payout_pipeline.ledger.ledger import Ledger
 from payout_pipeline.ledger.rows import STATUSES, Status, counts_of, fault_in_rows, id_array, ledger_schema
@@ -271,7 +271,7 @@ class RunningLedger:
             return
         after = (batch.select(COMPARED_COLUMNS) for table in self._all_rows() for batch in table.to_batches())
         try:
-            before = list(ledger.read(COMPARED_COLUMNS))
+            before = states(ledger.read(COMPARED_COLUMNS))
         except LedgerError as error:
             ledger.log(f"{ledger.partition}: what changed since the former snapshot is not known: {error}")
             return

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from payout_pipeline.chunks import Chunk, PrefixRange
 from payout_pipeline.errors import LedgerError
 from payout_pipeline.ledger import files
-from payout_pipeline.ledger.info import SnapshotInfo
+from payout_pipeline.ledger.info import SnapshotInfo, why_invalid
 from payout_pipeline.ledger.ledger import Ledger
 from payout_pipeline.ledger.rows import ledger_schema
 from payout_pipeline.ledger.running import RunningLedger
@@ -73,7 +73,7 @@ def _former_run(ledger: Ledger) -> SnapshotInfo | None:
     except FileNotFoundError:
         pass
     except ValueError as error:
-        ledger.set_aside(files.RUN_FACTS, f"{type(error).__name__}: {str(error)[:200]!a}")
+        ledger.set_aside(files.RUN_FACTS, f"{why_invalid(error)!a}")
     for name in ledger.store.names(ledger.key(files.RUNNING)):
         try:
             facts, _ = files.read_footer(ledger.store, ledger.key(files.RUNNING, name))

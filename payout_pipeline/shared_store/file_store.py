@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import sqlite3
 import time
@@ -11,8 +12,10 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from payout_pipeline.errors import StorageError
 from payout_pipeline.shared_store import Edit, SharedStore, StoreBusyError, T
+from payout_pipeline.storage import storage_error
+
+_NEEDED_BYTES = 1 << 16  # the file and its journal
 
 logger = logging.getLogger(__name__)
 
@@ -33,11 +36,12 @@ class FileStore(SharedStore):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             return self._transaction(key, edit)
         except OSError as error:
-            raise StorageError(f"{self.path} cannot be opened: {error}") from error
+            raise storage_error("write", self.path, error) from error
         except sqlite3.OperationalError as error:
             if "locked" in str(error):
                 raise StoreBusyError(f"{self.path}: {error}") from error
-            raise StorageError(f"{self.path} cannot be used: {error}. Check space and rights.") from error
+            number = errno.ENOSPC if "full" in str(error) else errno.EROFS if "readonly" in str(error) else errno.EIO
+            raise storage_error("write", self.path, OSError(number, str(error)), _NEEDED_BYTES) from error
         except sqlite3.DatabaseError as error:
             self._set_aside(key, error)
             raise StoreBusyError(f"{self.path}: {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -31,6 +32,10 @@ from payout_pipeline.subgraph.schema import SCHEMA_NAMES
     show_default=True,
     help="Retry-After of a 429: seconds, date, none, or any text that is sent as it is.",
 )
+@click.option("--max-complexity", type=click.IntRange(1), help="Most entities that all lists of a query may ask for.")
+@click.option("--max-body-bytes", type=click.IntRange(1), help="Larger requests are answered 413.")
+@click.option("--max-aliases", type=click.IntRange(1), help="The connection is closed on queries with more lists.")
+@click.option("--alias-timeout", type=click.IntRange(1), help="Queries with more lists time out.")
 @click.option("--latency", default=0.0, show_default=True, type=click.FloatRange(0), help="Seconds until an answer.")
 @click.option("--jitter", default=0.0, show_default=True, type=click.FloatRange(0), help="Seconds around the latency.")
 @click.option("--token", envvar="SUBGRAPH_TOKEN", help="Bearer token that every request must carry.")
@@ -38,42 +43,12 @@ from payout_pipeline.subgraph.schema import SCHEMA_NAMES
 @click.option("--earliest-block", default=0, show_default=True, help="Blocks before it are pruned.")
 @click.option("--log-ids", is_flag=True, help="Keep the ids of every request for GET /_control/log; takes memory.")
 @click.option("--seed", default=0, show_default=True, help="Of the jitter and of faults with a probability.")
-def subgraph_command(
-    conditions: Path,
-    unresolved: Path | None,
-    host: str,
-    port: int,
-    schema: str,
-    rate_limit: str | None,
-    retry_after: str,
-    latency: float,
-    jitter: float,
-    token: str | None,
-    advancing: bool,
-    earliest_block: int,
-    log_ids: bool,
-    seed: int,
-) -> None:
+def subgraph_command(retry_after: str, **options: Any) -> None:
     """Serve a local subgraph with graph-node's behaviour over a CSV file, until Ctrl-C or SIGTERM."""
     from payout_pipeline.errors import ConfigurationError
     from payout_pipeline.subgraph.server import SubgraphConfig, serve_forever
 
-    config = SubgraphConfig(
-        conditions=conditions,
-        unresolved=unresolved,
-        host=host,
-        port=port,
-        schema=next(name for name in SCHEMA_NAMES if name == schema),
-        rate_limit=rate_limit,
-        retry_after=None if retry_after == "none" else retry_after,
-        latency=latency,
-        jitter=jitter,
-        token=token,
-        advancing=advancing,
-        earliest_block=earliest_block,
-        seed=seed,
-        log_ids=log_ids,
-    )
+    config = SubgraphConfig(retry_after=None if retry_after == "none" else retry_after, **options)
     try:
         serve_forever(config, lambda url: click.echo(f"listening on {url}"))
     except ConfigurationError as error:

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from fractions import Fraction
-from math import lcm
 from pathlib import Path
 
 import orjson
@@ -26,28 +25,22 @@ UNRESOLVED_SHARE = 0.23
 _FIRST_RESOLUTION = int(datetime(2021, 1, 1, tzinfo=timezone.utc).timestamp())
 _LAST_RESOLUTION = int(datetime(2025, 10, 1, tzinfo=timezone.utc).timestamp())
 
-Shares = tuple[Fraction, ...]
-
-
-def _shares(*texts: str) -> Shares:
-    return tuple(Fraction(text) for text in texts)
-
-
-# Weights in 100,000 resolved conditions; the rare ones are more frequent than on chain so that small data has them too.
-_SHAPES: tuple[tuple[Shares, int], ...] = (
-    (_shares("0", "1"), 76_500),
-    (_shares("1", "0"), 21_700),
-    (_shares("1/2", "1/2"), 900),
-    (_shares("0.54", "0.46"), 200),
-    (_shares("0.46", "0.54"), 100),
-    (_shares("1/3", "2/3"), 100),
-    (_shares("1/3", "1/3", "1/3"), 150),
-    (_shares("1/7", "2/7", "4/7"), 50),
-    (_shares("1", "0", "0"), 100),
-    (_shares("0", "1", "0"), 60),
-    (_shares("0", "0", "1"), 60),
-    (_shares("1/2", "0", "1/2"), 40),
-    (_shares("0.123456789012345678", "0.876543210987654322"), 40),
+# Payout numerators and their weight in 100,000 resolved conditions. The rare ones are more frequent than on chain, so
+# that small data has them too.
+_SHAPES: tuple[tuple[tuple[int, ...], int], ...] = (
+    ((0, 1), 76_500),
+    ((1, 0), 21_700),
+    ((1, 1), 900),
+    ((27, 23), 200),
+    ((23, 27), 100),
+    ((1, 2), 100),
+    ((1, 1, 1), 150),
+    ((1, 2, 4), 50),
+    ((1, 0, 0), 100),
+    ((0, 1, 0), 60),
+    ((0, 0, 1), 60),
+    ((1, 0, 1), 40),
+    ((61_728_394_506_172_839, 438_271_605_493_827_161), 40),
 )
 
 
@@ -74,13 +67,11 @@ def generate(count: int, seed: int, directory: Path) -> GeneratedData:
         raise InputError(f"{count} ids cannot be generated; ask for at least one")
     directory.mkdir(parents=True, exist_ok=True)
     dice = random.Random(seed)
-    ids = list(dict.fromkeys(dice.randbytes(32).hex() for _ in range(count)))
-    while len(ids) < count:  # two equal draws of 256 bits: not in this universe, but exact all the same
-        ids = list(dict.fromkeys([*ids, dice.randbytes(32).hex()]))
+    ids = [dice.randbytes(32).hex() for _ in range(count)]
     resolved = round(count * RESOLVED_SHARE)
     unresolved = min(count - resolved, round(count * UNRESOLVED_SHARE))
-    texts = [payouts_text(shares) for shares, _weight in _SHAPES]
-    chosen = dice.choices(texts, weights=[weight for _shares, weight in _SHAPES], k=resolved)
+    texts = [_payouts_text(numerators) for numerators, _weight in _SHAPES]
+    chosen = dice.choices(texts, weights=[weight for _numerators, weight in _SHAPES], k=resolved)
     # Every shape at least once, where there are enough ids.
     chosen[: len(texts)] = texts[:resolved]
     times = [dice.randrange(_FIRST_RESOLUTION, _LAST_RESOLUTION) for _ in range(resolved)]
@@ -100,9 +91,9 @@ def generate(count: int, seed: int, directory: Path) -> GeneratedData:
     return GeneratedData(listed, conditions, resolved, unresolved, count - resolved - unresolved)
 
 
-def payouts_text(shares: Shares) -> str:
-    """The JSON text in which a subgraph serves these shares: decimals of at most 34 significant digits."""
-    return orjson.dumps([decimal_text(share) for share in shares]).decode()
+def _payouts_text(numerators: tuple[int, ...]) -> str:
+    """The JSON text in which a subgraph serves this vector: decimals of at most 34 significant digits."""
+    return orjson.dumps([decimal_text(Fraction(value, sum(numerators))) for value in numerators]).decode()
 
 
 def expected_vectors(conditions: Path) -> Iterator[tuple[str, tuple[int, ...], int]]:
@@ -111,17 +102,10 @@ def expected_vectors(conditions: Path) -> Iterator[tuple[str, tuple[int, ...], i
     Comes from the shapes that the data was made of, not from the decimals, so it does not share a conversion with what
     it is compared to. Raises :class:`~payout_pipeline.errors.InputError` for a vector that was not generated.
     """
-    known = {payouts_text(shares): shares for shares, _weight in _SHAPES}
-    exact: dict[str, tuple[tuple[int, ...], int]] = {}
-    for text, shares in known.items():
-        denominator = lcm(*(share.denominator for share in shares))
-        exact[text] = tuple(int(share * denominator) for share in shares), denominator
+    known = {_payouts_text(numerators): numerators for numerators, _weight in _SHAPES}
     with conditions.open(encoding="utf-8", newline="") as file:
         for record in csv.DictReader(file):
-            text = record["payouts"]
-            if not text:
-                continue
-            if text not in exact:
-                raise InputError(f"{conditions}: {text} of {record['condition_id']} is not a generated vector")
-            numerators, denominator = exact[text]
-            yield record["condition_id"], numerators, denominator
+            if text := record["payouts"]:
+                if text not in known:
+                    raise InputError(f"{conditions}: {text} of {record['condition_id']} is not a generated vector")
+                yield record["condition_id"], known[text], sum(known[text])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import time
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,60 +14,39 @@ class LoggedRequest:
     """One GraphQL request.
 
     ``arrived``: monotonic seconds; ``at``: Unix time; ``status``: 0 until it is answered or when it never is;
-    ``kinds``: root fields; ``ids``: as asked; ``block``: the ``block`` argument; ``rows``: entities returned.
+    ``kinds``: root fields; ``aliases``: number of lists; ``ids``: as asked; ``block``: the ``block`` argument;
+    ``rows``: entities returned.
     """
 
     number: int
     arrived: float
     at: float
     path: str
+    authorized: bool
     status: int = 0
     operation: str | None = None
     kinds: tuple[str, ...] = ()
+    aliases: int = 0
     ids: tuple[str, ...] = ()
     id_count: int = 0
     block: dict[str, Any] | None = None
     rows: int = 0
     faults: tuple[str, ...] = ()
     seconds: float | None = None
-    authorized: bool = False
-
-    def as_json(self, *, ids: bool = True) -> dict[str, Any]:
-        """For ``GET /_control/log``."""
-        shown = {name: getattr(self, name) for name in self.__slots__}
-        if not ids:
-            del shown["ids"]
-        return shown
 
 
-class RequestLog:
+class RequestLog(list[LoggedRequest]):
     """All requests since the log was last cleared, in order of arrival."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._entries: list[LoggedRequest] = []
-
-    def open(self, arrived: float, at: float, path: str, *, authorized: bool) -> LoggedRequest:
+    def open(self, arrived: float, path: str, *, authorized: bool) -> LoggedRequest:
         """Counts a request that has just arrived."""
-        with self._lock:
-            entry = LoggedRequest(len(self._entries) + 1, arrived, at, path, authorized=authorized)
-            self._entries.append(entry)
-            return entry
+        self.append(LoggedRequest(len(self) + 1, arrived, time.time(), path, authorized))
+        return self[-1]
 
     @property
     def entries(self) -> list[LoggedRequest]:
-        """A copy of the list."""
-        with self._lock:
-            return list(self._entries)
-
-    def __len__(self) -> int:
-        with self._lock:
-            return len(self._entries)
-
-    def clear(self) -> None:
-        """Forgets everything and counts from 1 again."""
-        with self._lock:
-            self._entries.clear()
+        """A copy, which does not grow."""
+        return list(self)
 
     def batches(self) -> list[LoggedRequest]:
         """Requests that named ids."""
@@ -75,9 +54,7 @@ class RequestLog:
 
     def asked_ids(self, status: int | None = None) -> Counter[str]:
         """How often each id was asked for, in requests of that status or in all of them."""
-        return Counter(
-            identity for entry in self.entries if status is None or entry.status == status for identity in entry.ids
-        )
+        return Counter(i for entry in self.entries if status in (None, entry.status) for i in entry.ids)
 
     def statuses(self) -> Counter[int]:
         """Number of requests by status."""

@@ -1,39 +1,28 @@
-"""What the local subgraph knows: conditions, sorted by id, with the blocks at which they appeared and were resolved.
-
-Columns are NumPy arrays and equal payout vectors are kept once, so that two million conditions fit in a few hundred
-megabytes and a thousand ids are found in well under a millisecond.
-"""
+"""What the local subgraph knows: conditions by id, with the blocks at which they appeared and were resolved."""
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from decimal import Decimal
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import orjson
 
 from payout_pipeline.errors import InputError
 from payout_pipeline.subgraph.chain import NEVER, Chain
-from payout_pipeline.subgraph.decimals import integer_vector, normalise, to_text
+from payout_pipeline.subgraph.decimals import normalise, to_text
 
-Rows = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
-
-NO_TIME = np.iinfo(np.int64).min
 _HEX64 = re.compile(r"(?:0[xX])?([0-9a-fA-F]{64})")
 _DAY_IN_BLOCKS = 43_200
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ConditionRow:
-    """One condition of a hand-made store.
+    """One condition.
 
     ``payouts``: None for a condition that is never resolved, otherwise decimals as strings (an empty tuple is a list
     of no elements, which graph-node tells apart from null). Blocks are numbers; ``resolved_at`` is Unix time.
@@ -47,74 +36,21 @@ class ConditionRow:
     resolved_at: int | None = None
 
 
-class PayoutVector:
-    """One distinct payout vector in all the forms in which the schemas serve it (``*_json`` are JSON bytes)."""
-
-    __slots__ = ("denominator", "denominator_json", "numerators", "numerators_json", "payouts", "payouts_json", "slots")
-
-    def __init__(self, decimals: Sequence[Decimal]) -> None:
-        self.payouts = tuple(decimals)
-        self.slots = len(self.payouts)
-        self.numerators, self.denominator = integer_vector(self.payouts) if self.payouts else ([], 0)
-        self.payouts_json = orjson.dumps([to_text(value) for value in self.payouts])
-        self.numerators_json = orjson.dumps([str(value) for value in self.numerators])
-        self.denominator_json = orjson.dumps(str(self.denominator))
-
-
 class ConditionStore:
-    """All conditions, in byte order of their ids (PostgreSQL's order in a database of locale C).
+    """All conditions: ``rows`` by id, ``ids`` in byte order (PostgreSQL's order in a database of locale C)."""
 
-    ``ids``: fixed-width UTF-8; ``vector``: index into ``vectors``, -1 for never resolved; ``created``, ``resolved``,
-    ``deleted``: block numbers (:data:`~payout_pipeline.subgraph.chain.NEVER` if it does not happen); ``resolved_at``:
-    Unix time or :data:`NO_TIME`.
-    """
-
-    def __init__(
-        self,
-        ids: Sequence[bytes],
-        vector: Sequence[int],
-        vectors: list[PayoutVector],
-        *,
-        created: Sequence[int] | npt.NDArray[np.int64],
-        resolved: Sequence[int] | npt.NDArray[np.int64],
-        deleted: Sequence[int] | None = None,
-        resolved_at: Sequence[int] | npt.NDArray[np.int64] | None = None,
-    ) -> None:
-        unsorted = np.array(ids if len(ids) else [b""], dtype=np.bytes_)[: len(ids)]
-        order = np.argsort(unsorted, kind="stable")
-        self.ids: npt.NDArray[np.bytes_] = unsorted[order]
-        if len(ids) and bool((self.ids[1:] == self.ids[:-1]).any()):
-            twice = self.ids[1:][self.ids[1:] == self.ids[:-1]][0].decode()
-            raise InputError(f"condition {twice} is listed more than once; every condition may stand there once")
-        self.width = self.ids.dtype.itemsize
-        self.vectors = vectors
-        self.vector = np.array(vector, dtype=np.int32)[order]
-        self.created = np.array(created, dtype=np.int32)[order]
-        resolved_blocks = np.array(resolved, dtype=np.int64)[order]
-        self.resolved = np.where(self.vector < 0, NEVER, resolved_blocks).astype(np.int32)
-        self.deleted = np.full(len(ids), NEVER, np.int32) if deleted is None else np.array(deleted, np.int32)[order]
-        times = np.full(len(ids), NO_TIME, np.int64) if resolved_at is None else np.array(resolved_at, np.int64)[order]
-        self.resolved_at = times
-        self.plain_ids = all(map(re.compile(rb"[0-9A-Za-z~_-]*").fullmatch, self.ids.tolist()))
+    def __init__(self, rows: dict[str, ConditionRow]) -> None:
+        self.rows = rows
+        self.ids = sorted(rows)
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    # -- making one -------------------------------------------------------------------------------------------------
-
     @classmethod
     def from_rows(cls, rows: Iterable[ConditionRow]) -> ConditionStore:
-        """From hand-made rows, ids as they are."""
-        listed = list(rows)
-        table = _VectorTable()
+        """From rows made by hand, ids as they are."""
         return cls(
-            [row.id.encode() for row in listed],
-            [-1 if row.payouts is None else table.index_of_texts(row.payouts) for row in listed],
-            table.vectors,
-            created=[row.created_block for row in listed],
-            resolved=[row.resolved_block for row in listed],
-            deleted=[row.deleted_block for row in listed],
-            resolved_at=[NO_TIME if row.resolved_at is None else row.resolved_at for row in listed],
+            {row.id: row if row.payouts is None else replace(row, payouts=_normalised(row.payouts)) for row in rows}
         )
 
     @classmethod
@@ -123,153 +59,77 @@ class ConditionStore:
 
         ``payouts`` is the JSON text of a list of decimal strings, or empty for an unresolved condition. A condition is
         resolved at the block of its ``resolved_at`` and appears a day of blocks before; without a time it is resolved
-        at a block that depends on its id, always well below the head.
+        at a block that depends on its place in the file, always well below the head.
 
         Raises :class:`~payout_pipeline.errors.InputError` with file and line for what cannot be read.
         """
-        table = _VectorTable()
-        ids: list[bytes] = []
-        vector: list[int] = []
-        times: list[str] = []
+        rows: dict[str, ConditionRow] = {}
+        spread = max(1, chain.head() // 2)
+        place = f"{conditions}"
         try:
             with conditions.open(encoding="utf-8-sig", newline="") as file:
-                reader = csv.reader(file)
-                header = next(reader, [])
-                if [name.strip() for name in header[:2]] != ["condition_id", "payouts"]:
-                    raise InputError(
-                        f"{conditions}:1: the header is {header}; expected condition_id,payouts,resolved_at"
-                    )
-                for record in reader:
-                    if not record:
-                        continue
-                    ids.append(_subgraph_id(record[0], conditions, reader.line_num))
-                    payouts = record[1] if len(record) > 1 else ""
-                    vector.append(table.index_of_json(payouts, conditions, reader.line_num) if payouts else -1)
-                    times.append(record[2] if len(record) > 2 else "")
-            if unresolved is not None:
-                known = set(ids)
-                with unresolved.open(encoding="utf-8-sig") as lines:
-                    for number, line in enumerate(lines, 1):
-                        text = line.strip()
-                        if not text or text.startswith("#"):
-                            continue
-                        identity = _subgraph_id(text, unresolved, number)
-                        if identity not in known:
-                            known.add(identity)
-                            ids.append(identity)
-                vector.extend([-1] * (len(ids) - len(vector)))
-                times.extend([""] * (len(ids) - len(times)))
+                for number, record in enumerate(reader := csv.reader(file)):
+                    place = f"{conditions}:{reader.line_num}"
+                    if number == 0:
+                        _check_header(record)
+                    elif record:
+                        row = _row(record, chain, number * 7919 % spread)
+                        if rows.setdefault(row.id, row) is not row:
+                            raise ValueError(f"condition {row.id} is listed more than once")
+            for number, line in enumerate(
+                [] if unresolved is None else unresolved.read_text("utf-8-sig").split("\n"), 1
+            ):
+                place = f"{unresolved}:{number}"
+                if line.strip() and not line.strip().startswith("#"):
+                    identity = _subgraph_id(line)
+                    rows.setdefault(identity, ConditionRow(identity))
         except OSError as error:
             raise InputError(f"cannot read the local subgraph's data: {error}") from error
-        resolved_at = _unix_times(times, conditions)
-        known_time = resolved_at != NO_TIME
-        head = chain.head()
-        spread = max(1, head // 2)
-        fallback = np.arange(len(ids), dtype=np.int64) * 7919 % spread
-        blocks = -((chain.genesis - np.where(known_time, resolved_at, chain.genesis)) // chain.block_seconds)
-        resolved = np.where(known_time, np.maximum(blocks, 1), np.maximum(1, fallback))
-        return cls(
-            ids,
-            vector,
-            table.vectors,
-            created=np.maximum(0, resolved - _DAY_IN_BLOCKS),
-            resolved=resolved,
-            resolved_at=resolved_at,
-        )
-
-    # -- looking things up --------------------------------------------------------------------------------------------
-
-    def find(self, wanted: Iterable[str]) -> Rows:
-        """Row numbers of the ids that exist, ascending, each once."""
-        keys = [key for key in {text.encode() for text in wanted} if 0 < len(key) <= self.width]
-        if not keys or not len(self.ids):
-            return np.empty(0, np.int64)
-        keys.sort()
-        probes = np.array(keys, dtype=self.ids.dtype)
-        places = np.searchsorted(self.ids, probes)
-        places[places == len(self.ids)] = 0
-        found: Rows = places[self.ids[places] == probes].astype(np.int64)
-        return found
-
-    def place(self, identity: str, *, after: bool) -> int:
-        """How many ids are smaller than this one (``after``: smaller or equal)."""
-        key = identity.encode()
-        longer = len(key) > self.width
-        probe = np.array([key[: self.width]], dtype=self.ids.dtype)
-        return int(np.searchsorted(self.ids, probe, side="right" if after or longer else "left")[0])
-
-    def visible(self, rows: Rows, block: int) -> Mask:
-        """Which of the rows exist at a block."""
-        mask: Mask = (self.created[rows] <= block) & (self.deleted[rows] > block)
-        return mask
-
-    def vector_at(self, rows: Rows, block: int) -> npt.NDArray[np.int32]:
-        """Index into ``vectors`` of each row at a block, -1 while it is not resolved."""
-        return np.where(self.resolved[rows] <= block, self.vector[rows], -1).astype(np.int32)
-
-    def version_start(self, rows: Rows, block: int) -> npt.NDArray[np.int32]:
-        """The block at which what a row shows at ``block`` was written."""
-        return np.where(self.resolved[rows] <= block, self.resolved[rows], self.created[rows]).astype(np.int32)
-
-    def time_at(self, row: int, block: int) -> int | None:
-        """Unix time of a row's resolution as seen at a block."""
-        if self.resolved[row] > block or self.resolved_at[row] == NO_TIME:
-            return None
-        return int(self.resolved_at[row])
+        except ValueError as error:
+            raise InputError(f"{place}: {error}") from error
+        return cls(rows)
 
 
-def position_ids(identity: str) -> list[int]:
-    """Two numbers of up to 256 bits that stand for the ERC-1155 position ids of a condition."""
-    return [int(hashlib.sha256(f"{identity}/{outcome}".encode()).hexdigest(), 16) for outcome in (0, 1)]
+def _check_header(header: Sequence[str]) -> None:
+    if [name.strip() for name in header[:2]] != ["condition_id", "payouts"]:
+        raise ValueError(f"the header is {header}; expected condition_id,payouts,resolved_at")
 
 
-class _VectorTable:
-    """Distinct payout vectors in order of appearance."""
-
-    def __init__(self) -> None:
-        self.vectors: list[PayoutVector] = []
-        self._by_text: dict[str | tuple[str, ...], int] = {}
-
-    def index_of_texts(self, texts: tuple[str, ...]) -> int:
-        index = self._by_text.get(texts)
-        if index is None:
-            decimals = [normalise(text) for text in texts]
-            if None in decimals:
-                raise InputError(f"payouts {list(texts)} are not all decimal numbers")
-            index = self._by_text[texts] = len(self.vectors)
-            self.vectors.append(PayoutVector([value for value in decimals if value is not None]))
-        return index
-
-    def index_of_json(self, text: str, path: Path, line: int) -> int:
-        index = self._by_text.get(text)
-        if index is None:
-            try:
-                value: Any = orjson.loads(text)
-            except orjson.JSONDecodeError as error:
-                raise InputError(f"{path}:{line}: payouts are not JSON ({error}): {text[:80]!r}") from error
-            if value is None:
-                return -1
-            if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-                raise InputError(f"{path}:{line}: payouts are not a list of decimal strings: {text[:80]!r}")
-            try:
-                index = self._by_text[text] = self.index_of_texts(tuple(value))
-            except InputError as error:
-                raise InputError(f"{path}:{line}: {error}") from error
-        return index
+def _row(record: Sequence[str], chain: Chain, fallback: int) -> ConditionRow:
+    identity, payouts, when = (*record, "", "")[:3]
+    resolved_at = _unix_time(when)
+    block = max(1, fallback if resolved_at is None else chain.number_at(resolved_at))
+    created = max(0, block - _DAY_IN_BLOCKS)
+    return ConditionRow(_subgraph_id(identity), _parsed(payouts), created, block, resolved_at=resolved_at)
 
 
-def _subgraph_id(text: str, path: Path, line: int) -> bytes:
+def _subgraph_id(text: str) -> str:
     match = _HEX64.fullmatch(text.strip())
     if match is None:
-        raise InputError(f"{path}:{line}: not a condition id (64 hex digits): {text[:80]!r}")
-    return b"0x" + match[1].lower().encode()
+        raise ValueError(f"not a condition id (64 hex digits): {text[:80]!r}")
+    return f"0x{match[1].lower()}"
 
 
-def _unix_times(texts: list[str], path: Path) -> npt.NDArray[np.int64]:
-    """ISO 8601 texts in UTC → Unix seconds; the empty text → :data:`NO_TIME`."""
-    plain = [text.strip().removesuffix("Z").removesuffix("+00:00").replace(" ", "T") or "NaT" for text in texts]
+@lru_cache(maxsize=65_536)  # there are few distinct vectors, and equal ones are kept once
+def _parsed(text: str) -> tuple[str, ...] | None:
+    value = orjson.loads(text) if text else None
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ValueError(f"payouts are not a list of decimal strings: {text[:80]!r}")
+    return _normalised(tuple(value))
+
+
+def _normalised(texts: tuple[str, ...]) -> tuple[str, ...]:
     try:
-        stamps = np.array(plain if plain else ["NaT"], dtype="datetime64[s]")[: len(plain)]
+        return tuple(to_text(normalise(text)) for text in texts)
     except ValueError as error:
-        raise InputError(f"{path}: a resolved_at is not an ISO 8601 time in UTC: {error}") from error
-    return stamps.astype(np.int64)
+        raise ValueError(f"payouts {list(texts)} are not all decimal numbers: {error}") from error
+
+
+def _unix_time(text: str) -> int | None:
+    plain = text.strip().removesuffix("Z").removesuffix("+00:00")
+    try:
+        return int(datetime.fromisoformat(plain).replace(tzinfo=timezone.utc).timestamp()) if plain else None
+    except ValueError as error:
+        raise ValueError(f"resolved_at is not an ISO 8601 time in UTC: {error}") from error

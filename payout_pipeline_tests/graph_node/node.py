@@ -7,6 +7,7 @@ Everything listens on loopback at free ports and lives in one temporary director
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -22,8 +23,8 @@ from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 from payout_pipeline.subgraph.chain import NEVER, Chain
-from payout_pipeline.subgraph.decimals import integer_vector, normalise
-from payout_pipeline.subgraph.store import ConditionRow, position_ids
+from payout_pipeline.subgraph.decimals import integer_vector, normalise, to_text
+from payout_pipeline.subgraph.store import ConditionRow
 from payout_pipeline_tests.graph_node.fake_chain import FakeChain
 
 SUBGRAPHS = ("positions", "pnl")
@@ -272,6 +273,10 @@ def _positions_values(identity: str, payouts: tuple[str, ...] | None) -> tuple[s
 
 
 def _pnl_values(identity: str, payouts: tuple[str, ...] | None) -> tuple[str, ...]:
-    decimals = [value for value in map(normalise, payouts or ()) if value is not None]
-    numerators, denominator = integer_vector(decimals) if decimals else ([], 0)
-    return identity, _array(position_ids(identity)), _array(numerators), str(denominator)
+    numerators, denominator = integer_vector([to_text(normalise(text)) for text in payouts or ()])
+    return identity, _array(_position_ids(identity)), _array(numerators), str(denominator)
+
+
+def _position_ids(identity: str) -> list[int]:
+    """Two numbers of up to 256 bits that stand for the ERC-1155 position ids of a condition."""
+    return [int(hashlib.sha256(f"{identity}/{outcome}".encode()).hexdigest(), 16) for outcome in (0, 1)]
