@@ -6,7 +6,6 @@ and an input file of its own in it.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import shutil
@@ -22,10 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from payout_pipeline.checks import fetched, stored, view
+from payout_pipeline.checks import make_verdicts, records
+from payout_pipeline.checks.basis import BasisReader
 from payout_pipeline.checks.catalogue import FETCHED, STORED, VIEW
-from payout_pipeline.chunks import Worklist, partition_key, read_worklist
-from payout_pipeline.ids import read_conditions
+from payout_pipeline.chunks import Worklist, chunk_of, partition_key, read_input, read_worklist
 from payout_pipeline.ingest import ingest_worker
 from payout_pipeline.ledger import DIRECTORY, Ledger, Pin, SnapshotInfo, rows_from_answer, start_run
 from payout_pipeline.payouts import InvalidVector, Vector
@@ -82,21 +81,20 @@ class House:
     def write_ledger(self, worker: int, pin: Pin = FRESH, stats: Mapping[str, Any] | None = None) -> None:
         """Finish the ledger of a worker with the answers of this house."""
         settings = self.settings
-        with contextlib.closing(read_conditions(settings.condition_ids_file)) as file:
-            chunk = file.chunk(worker, settings.workers)
-            ledger = Ledger(settings.runtime_dir, partition_key(worker, settings.workers))
-            plan = SnapshotInfo.planned(
-                ledger.partition,
-                chunk,
-                endpoint=settings.goldsky_endpoint,
-                batch_size=settings.goldsky_batch_size,
-                schema_kind="payouts",
-                pin=pin,
-            )
-            running = start_run(ledger, plan, chunk)
-            for index in running.missing_batches:
-                running.write_batch(index, self._rows(running.ids_to_ask(index)))
-            running.finish(stats or {})
+        chunk = chunk_of(read_input(settings.condition_ids_file), worker, settings.workers)
+        ledger = Ledger(settings.runtime_dir, partition_key(worker, settings.workers))
+        plan = SnapshotInfo.planned(
+            ledger.partition,
+            chunk,
+            endpoint=settings.goldsky_endpoint,
+            batch_size=settings.goldsky_batch_size,
+            schema_kind="payouts",
+            pin=pin,
+        )
+        running = start_run(ledger, plan, chunk)
+        for index in running.missing_batches:
+            running.write_batch(index, self._rows(running.ids_to_ask(index)))
+        running.finish(stats or {})
 
     def _rows(self, ids: list[str]) -> pa.Table:
         known = {condition(number): given for number, given in self.answers.items()}
@@ -134,23 +132,11 @@ class House:
     def checked(self, verdict: Verdict, worker: int) -> None:
         """Record a verdict as the latest status of a worker's check."""
         from payout_pipeline.checks.catalogue import catalogue
-        from payout_pipeline.checks.history import scope_of
-        from payout_pipeline.checks.results import to_result
 
         asset = next(info.asset for info in catalogue(self.settings) if info.name == verdict.check)
-        item = self.worklist.workers[worker - 1]
-        result = to_result(verdict, asset, item.fingerprint, scope_of(asset, self.settings))
-        self.instance.report_runless_asset_event(
-            dg.AssetCheckEvaluation(
-                asset_key=dg.AssetKey(asset),
-                check_name=verdict.check,
-                passed=result.passed,
-                metadata=result.metadata,
-                severity=result.severity,
-                description=result.description,
-                partition=item.key,
-            )
-        )
+        key = self.worklist.workers[worker - 1].key
+        basis = BasisReader(self.instance, self.settings, self.worklist).of(asset, key)
+        records.save(self.settings, asset, key, [verdict], basis, "test")
 
     # -- breaking
 
@@ -183,13 +169,17 @@ class House:
         return read_worklist(self.settings)
 
     def fetched(self, name: str, worker: int = 1) -> Verdict:
-        return fetched.verdicts(self.settings, self.worklist.workers[worker - 1], {name})[0]
+        return self._made(FETCHED, partition_key(worker, self.settings.workers), name)
 
     def stored(self, worker: int = 1) -> Verdict:
-        return stored.verdicts(self.settings, self.worklist.workers[worker - 1], {"stored_equals_fetched"})[0]
+        return self._made(STORED, partition_key(worker, self.settings.workers), "stored_equals_fetched")
 
     def view(self, name: str) -> Verdict:
-        return view.verdicts(self.settings, self.instance, self.worklist, {name})[0]
+        return self._made(VIEW, None, name)
+
+    def _made(self, asset: str, key: str | None, name: str) -> Verdict:
+        (verdict,) = make_verdicts(self.settings, self.instance, self.worklist, asset, key, {name})
+        return verdict
 
 
 @pytest.fixture(scope="module")
@@ -223,10 +213,9 @@ def house(runtime: Path, tmp_path: Path) -> Iterator[House]:
             yield made
         finally:
             made.run("DROP DATABASE IF EXISTS {db}_clean", "DROP DATABASE IF EXISTS {db}")
-            shutil.rmtree(runtime / DIRECTORY, ignore_errors=True)
-            shutil.rmtree(runtime / "vw_resolutions_truth", ignore_errors=True)
-            for path in runtime.glob("payout-backfill-worker*"):
-                path.unlink()
+            for path in runtime.iterdir():
+                if path.name != "clickhouse":
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @pytest.fixture

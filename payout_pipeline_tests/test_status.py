@@ -99,7 +99,7 @@ def test_who_asks_often_reads_the_input_once(settings: Settings, monkeypatch: py
     def again(*_: object) -> None:
         raise AssertionError("the input was read again")
 
-    monkeypatch.setattr("payout_pipeline.worklist.read_conditions", again)
+    monkeypatch.setattr("payout_pipeline.chunks.read_ids", again)
     assert [worker.total_ids for worker in read_status(settings).workers] == [5_000, 5_000]
 
 
@@ -316,8 +316,6 @@ def test_a_watch_counts_the_rows_once_more_at_its_end(
 ) -> None:
     """A count is kept for ten seconds while workers run; what is shown last is of the end."""
     monkeypatch.setattr("payout_pipeline.commands.status.START_SECONDS", 0.0)
-    for worker in (1, 2):
-        checkpoint(finished.settings, worker, ids_processed=12, ids=12, batches=3, state="complete", errors=0)
     counts = [Status(NOW, (), rows=0), read_status(finished.settings, count_rows=True)]
 
     def read(*_: Any, **__: Any) -> Status:

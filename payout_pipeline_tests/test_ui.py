@@ -12,7 +12,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -144,7 +143,8 @@ def test_the_report_of_the_command_line_says_the_same_as_the_ui(seen: dict[str, 
     report = seen["report"]
     assert isinstance(report, dict)
     assert seen["report_code"] == 0, report["headline"]
-    assert Counter(check["state"] for check in report["checks"]) == {"passed": 26}
+    assert {check["state"] for check in report["checks"]} <= {"passed", "nothing to check"}
+    assert len(report["checks"]) == 36
 
 
 def test_the_browser_run_stayed_within_the_rate_limit_and_left_three_pictures(seen: dict[str, object]) -> None:

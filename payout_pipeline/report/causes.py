@@ -27,6 +27,8 @@ _BY_NAME = 2
 _KEY = re.compile(r"worker_\d+_of_\d+")
 _WORKERS_OPTION = re.compile(r" --workers [\d,]+")
 _REPAIR = re.compile(r"\s*\n?To repair it: ")
+#: Reasons why a result does not count that new checks alone do not mend: the data is of other ids, or gone.
+_NEEDS_A_RUN = re.compile(r"\binput\b|\bis gone\b")
 #: What differs between two workers with the same fault: names, ids, numbers.
 _PARTICULARS = re.compile(r"worker_\d+_of_\d+|--workers [\d,]+|\b[0-9a-f]{8,}\b|\d[\d,.]*")
 
@@ -180,7 +182,7 @@ def _command(cause: Cause) -> str:
     """What to run where the cause does not say so itself."""
     if cause.state is State.RUNNING:
         return "Wait for it, then ask for the report again."
-    if cause.state is State.OUTDATED and "input" not in cause.text:
+    if cause.state is State.OUTDATED and not _NEEDS_A_RUN.search(cause.text):
         return "payout-pipeline verify (makes all checks again)"
     return f"payout-pipeline backfill{_option(cause.partitions)}"
 

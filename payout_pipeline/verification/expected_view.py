@@ -95,10 +95,8 @@ def _rows(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _note_differences(expected: pd.DataFrame, actual: pd.DataFrame, found: ViewComparison) -> None:
-    if expected.empty:  # columns of no rows are of no type, and would not be merged
-        expected = expected.astype(actual.dtypes)
-    elif actual.empty:
-        actual = actual.astype(expected.dtypes)
+    if expected.empty or actual.empty:  # columns of no rows have types of their own, which do not merge with others
+        expected, actual = expected.astype(object), actual.astype(object)
     keys = [*COLUMNS, "copy"]
     both = expected.assign(copy=expected.groupby(COLUMNS, dropna=False).cumcount()).merge(
         actual.assign(copy=actual.groupby(COLUMNS, dropna=False).cumcount()), on=keys, how="outer", indicator=True
