@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from payout_pipeline.checks.catalogue import VIEW_JOB, WORKER_JOB
 from payout_pipeline.dagster_home import REPOSITORY_TAGS, ensure_dagster_home
 from payout_pipeline.scrub import scrub
 from payout_pipeline.settings import Settings
@@ -25,8 +26,6 @@ from payout_pipeline.worker_pool import Outcome, WorkerPool, all_ok
 if TYPE_CHECKING:
     from rich.console import Console
 
-WORKER_JOB = "goldsky_backfill"
-VIEW_JOB = "truth_view"
 #: Which backfill is going on, under the runtime directory; there only until its view is built.
 RECORD_FILE = "backfill.json"
 #: What a run imports on its way: loaded once in the parent, shared by the forked children. Not chdb, whose library starts

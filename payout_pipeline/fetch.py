@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from payout_pipeline.chunks import Chunk, PrefixRange, chunk_of, partition_key, prefix_range, read_input
 from payout_pipeline.errors import (
@@ -24,13 +24,13 @@ from payout_pipeline.fetch_summary import FetchStats, FetchSummary, summarise
 from payout_pipeline.ledger import ERROR_STATUSES, Ledger, Pin, RunningLedger, SnapshotInfo, start_run
 from payout_pipeline.ledger.checkpoint import CheckpointWriter, read_checkpoint, write_complete
 from payout_pipeline.ledger.info import Refetch
-from payout_pipeline.locks import locks_for
 from payout_pipeline.logs import forwarded_to
 from payout_pipeline.questions import Questions
 from payout_pipeline.scrub import excerpt, scrub
 from payout_pipeline.settings import Settings
 from payout_pipeline.signals import StopRequest, stop_on_signals
 from payout_pipeline.storage import open_store
+from payout_pipeline.worker_lock import worker_lock
 
 if TYPE_CHECKING:
     from logging import Logger
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from payout_pipeline.goldsky.answers import SubgraphInfo
     from payout_pipeline.goldsky.client import GoldskyClient
 
-#: A second run of the same worker waits this long for the first one to end, then refuses and names it.
-LOCK_WAIT_SECONDS = 30.0
 #: How often a run is pinned anew (a deployment that moves, history that is pruned) before it gives up.
 _PINS_PER_RUN = 3
 
@@ -130,20 +128,6 @@ def _ids(settings: Settings, worker: int) -> tuple[Chunk | PrefixRange, str, str
         f"from {settings.condition_ids_file}"
     )
     return chunk, found.sha256, described
-
-
-def worker_lock(
-    settings: Settings, partition: str, *, purpose: str, run_id: str, log: Logger
-) -> AbstractContextManager[Any]:
-    """One run of a worker at a time, on this machine or, with ``PAYOUT_LIMITER_URL``, on all of them."""
-    locks = locks_for(settings)
-    if locks is None:
-        log.warning(
-            "PAYOUT_RUNTIME_DIR is remote and PAYOUT_LIMITER_URL is not set: two machines could run %s at once.",
-            partition,
-        )
-        return nullcontext()
-    return locks.hold(partition, purpose=purpose, run_id=run_id, wait_seconds=LOCK_WAIT_SECONDS, log=log.info)
 
 
 def _announce(work: _Work, described: str) -> None:

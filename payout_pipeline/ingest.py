@@ -104,11 +104,11 @@ def ingest_worker(
     Raises IncompleteError where the ledger is missing or not of today's input, or the table does not hold what was
     written; WarehouseSchemaError where a vector does not fit the existing columns; and what a session raises.
     """
-    from payout_pipeline.fetch import worker_lock
     from payout_pipeline.verification.baseline import remember_before
     from payout_pipeline.verification.numbers import stored_rows
     from payout_pipeline.warehouse.load import load_rows
     from payout_pipeline.warehouse.target import ensure_target
+    from payout_pipeline.worker_lock import worker_lock
 
     started = time.monotonic()
     partition = partition_key(worker, settings.workers)

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from payout_pipeline.backfill import VIEW_JOB, WORKER_JOB
-from payout_pipeline.checks.verify import VERIFY_JOB
+from payout_pipeline.checks.catalogue import VERIFY_JOB, VIEW_JOB, WORKER_JOB
 
 
 def worker_job() -> object:

@@ -27,7 +27,6 @@ from payout_pipeline.storage import LogLine, process_is_alive, storage_error
 if TYPE_CHECKING:
     from filelock import FileLock
 
-    from payout_pipeline.settings import Settings
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -187,18 +186,3 @@ class FileLocks(Locks):
             with suppress(OSError):  # before the release: afterwards it would be the next holder's
                 note.unlink(missing_ok=True)
             lock.release()
-
-
-def locks_for(settings: Settings) -> Locks | None:
-    """The locks of the workers' runs: shared where ``PAYOUT_LIMITER_URL`` is set, else under the runtime directory.
-
-    None where the runtime directory is remote and nothing is shared: then nobody can tell who else is at work.
-    """
-    if settings.limiter_url is not None:
-        from payout_pipeline.locks_shared import SharedLocks
-        from payout_pipeline.shared_store import open_shared_store
-
-        return SharedLocks(open_shared_store(settings.limiter_url.get_secret_value()), settings.runtime_dir)
-    if "://" in settings.runtime_dir:
-        return None
-    return FileLocks(Path(settings.runtime_dir) / "locks")

@@ -11,10 +11,10 @@ from payout_pipeline.chunks import worker_of_key
 from payout_pipeline.errors import ConfigurationError
 from payout_pipeline.ledger import DIRECTORY
 from payout_pipeline.ledger.checkpoint import worker_of_name
-from payout_pipeline.locks import locks_for
 from payout_pipeline.settings import Settings
 from payout_pipeline.storage import Store, join, open_store
 from payout_pipeline.words import counted
+from payout_pipeline.worker_lock import locks_for
 
 _ASIDE = re.compile(r"(payout-backfill-worker\d{1,2}\..*)\.corrupt-.*")
 

@@ -17,10 +17,11 @@ from payout_pipeline.chunks import partition_key, read_worklist
 from payout_pipeline.errors import InputError, PayoutPipelineError, StorageError
 from payout_pipeline.ledger import DIRECTORY, SNAPSHOT
 from payout_pipeline.ledger.checkpoint import BatchProgress, Checkpoint, read_checkpoint, read_progress
-from payout_pipeline.locks import Holder, locks_for
+from payout_pipeline.locks import Holder
 from payout_pipeline.settings import Settings
 from payout_pipeline.storage import Store, join, open_store
 from payout_pipeline.words import duration
+from payout_pipeline.worker_lock import locks_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from payout_pipeline import fetch
 from payout_pipeline.errors import InterruptedRunError, LockHeldError
 from payout_pipeline_tests.chaos.fixtures import case, nursery  # noqa: F401
 from payout_pipeline_tests.chaos.inline import inline
@@ -128,7 +127,7 @@ def test_b5_four_times_the_ids_cost_hardly_more_memory(tmp_path):
 
 _HOLDER = """
 import logging, sys
-from payout_pipeline.fetch import worker_lock
+from payout_pipeline.worker_lock import worker_lock
 from payout_pipeline.settings import load_settings
 with worker_lock(load_settings(), "worker_1_of_1", purpose="goldsky_payouts", run_id="the-other-run", log=logging.getLogger()):
     print("held", flush=True)
@@ -137,7 +136,7 @@ with worker_lock(load_settings(), "worker_1_of_1", purpose="goldsky_payouts", ru
 
 
 def test_b6_a_second_run_of_a_worker_is_refused_and_told_of_the_first_until_that_one_is_dead(case, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(fetch, "LOCK_WAIT_SECONDS", 0.5)
+    monkeypatch.setattr("payout_pipeline.worker_lock.LOCK_WAIT_SECONDS", 0.5)
     other = subprocess.Popen(
         [sys.executable, "-c", _HOLDER], env={**os.environ, **case.env}, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )

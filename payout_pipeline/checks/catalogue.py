@@ -15,6 +15,9 @@ FETCHED = "goldsky_payouts"
 STORED = "resolutions_external_ingest"
 VIEW = "vw_resolutions_truth"
 ASSETS = (FETCHED, STORED, VIEW)
+WORKER_JOB = "goldsky_backfill"
+VIEW_JOB = "truth_view"
+VERIFY_JOB = "verify"
 
 
 @dataclass(frozen=True, slots=True)

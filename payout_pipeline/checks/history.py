@@ -13,7 +13,7 @@ from enum import Enum
 import dagster as dg
 
 from payout_pipeline.checks.basis import BasisReader, why_outdated
-from payout_pipeline.checks.catalogue import FETCHED, STORED, VIEW, CheckInfo, catalogue
+from payout_pipeline.checks.catalogue import FETCHED, STORED, VIEW, VIEW_JOB, WORKER_JOB, CheckInfo, catalogue
 from payout_pipeline.checks.records import CheckRecord, load
 from payout_pipeline.chunks import Worklist
 from payout_pipeline.settings import Settings
@@ -132,4 +132,4 @@ def _is_of(run: dg.DagsterRun, asset: str, partition: str | None) -> bool:
         return dg.AssetKey(asset) in run.asset_selection
     if run.asset_check_selection:
         return False
-    return asset in {"goldsky_backfill": (FETCHED, STORED), "truth_view": (VIEW,)}.get(run.job_name, ())
+    return asset in {WORKER_JOB: (FETCHED, STORED), VIEW_JOB: (VIEW,)}.get(run.job_name, ())

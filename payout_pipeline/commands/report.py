@@ -25,7 +25,11 @@ def report_command(json_wanted: bool, html: Path | None, verbose: bool) -> None:
     from payout_pipeline.report.document import as_json
     from payout_pipeline.settings import load_settings
 
-    found = read_report(load_settings(), html)
+    found = read_report(load_settings())
+    if html is not None:
+        from payout_pipeline.report.html import write_page
+
+        write_page(html, found)
     if json_wanted:
         print_json(as_json(found))
     else:

@@ -56,9 +56,9 @@ def verify_command(json_wanted: bool, workers: tuple[int, ...], accept_loss: boo
 def _verify(settings: Settings, workers: Sequence[int], *, accept_loss: bool) -> Report:
     import dagster as dg
 
-    from payout_pipeline.checks.verify import run_all_checks
     from payout_pipeline.dagster_home import ensure_dagster_home
     from payout_pipeline.report import build_report
+    from payout_pipeline.verify import run_all_checks
 
     ensure_dagster_home()
     if accept_loss:

@@ -6,7 +6,6 @@ from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from payout_pipeline.checks.history import CheckStatus, State, latest_statuses
@@ -105,20 +104,12 @@ def build_report(settings: Settings, instance: dg.DagsterInstance, now: datetime
     )
 
 
-def read_report(settings: Settings, html: Path | None = None) -> Report:
-    """The report from the instance that the UI and the commands share; with ``html`` also written there as a page.
-
-    Raises InputError where the input file cannot be read, StorageError where the page cannot be written.
-    """
+def read_report(settings: Settings) -> Report:
+    """The report from the instance that the UI and the commands share; raises InputError where the input cannot be read."""
     import dagster as dg
 
     from payout_pipeline.dagster_home import ensure_dagster_home
 
     ensure_dagster_home()
     with dg.DagsterInstance.get() as instance:
-        report = build_report(settings, instance)
-    if html is not None:
-        from payout_pipeline.report.html import write_page
-
-        write_page(html, report)
-    return report
+        return build_report(settings, instance)

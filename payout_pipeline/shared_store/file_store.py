@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from payout_pipeline.shared_store import Edit, SharedStore, StoreBusyError, T
+from payout_pipeline.shared_store.store import Edit, SharedStore, StoreBusyError, T
 from payout_pipeline.storage import storage_error
 
 _NEEDED_BYTES = 1 << 16  # the file and its journal

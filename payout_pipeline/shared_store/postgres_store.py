@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 
 from payout_pipeline.scrub import scrub
-from payout_pipeline.shared_store import ANSWER_SECONDS, Edit, SharedStore, T, refused, unavailable
+from payout_pipeline.shared_store.store import ANSWER_SECONDS, Edit, SharedStore, T, refused, unavailable
 
 _CREATE = "CREATE TABLE IF NOT EXISTS payout_pipeline_shared (key text PRIMARY KEY, value text NOT NULL)"
 _LOCK = "SELECT pg_advisory_xact_lock(hashtext('payout_pipeline_shared'), hashtext(%s))"

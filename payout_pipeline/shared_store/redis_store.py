@@ -9,7 +9,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from payout_pipeline.scrub import scrub
-from payout_pipeline.shared_store import ANSWER_SECONDS, Edit, SharedStore, T, refused, unavailable
+from payout_pipeline.shared_store.store import ANSWER_SECONDS, Edit, SharedStore, T, refused, unavailable
 
 _KEPT_MS = 2 * 86_400_000  # longer than the longest window of a rate limit
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from payout_pipeline.chunks import Worklist, read_input
 from payout_pipeline.ledger import Ledger
-from payout_pipeline.verdict import Severity, Table, Value, Verdict
-from payout_pipeline.verification import baseline as before_after
-from payout_pipeline.verification import numbers
+from payout_pipeline.verdict import Severity, Table, Verdict
+from payout_pipeline.verification.before_after import REBUILD, SHOWN_ROWS, coverage_before_after, settled_pnl
 from payout_pipeline.verification.expected_view import ViewComparison, compare_view
 from payout_pipeline.verification.numbers import Place
 from payout_pipeline.warehouse.load import slices
@@ -25,13 +24,8 @@ if TYPE_CHECKING:
     from payout_pipeline.settings import Settings
     from payout_pipeline.warehouse.client import Session
 
-SHOWN_ROWS = 20
 #: Ids that travel to the database in one statement.
 _IDS_AT_ONCE = 1 << 17
-REBUILD = (
-    "materialize vw_resolutions_truth again (`dagster asset materialize -m payout_pipeline.definitions --select "
-    "vw_resolutions_truth`)"
-)
 _LOAD_AGAIN = "materialize resolutions_external_ingest again for all partitions"
 
 
@@ -50,10 +44,8 @@ def checks(settings: Settings, worklist: Worklist, session: Session) -> Mapping[
             at.market_rows_included,
             at.view_equals_sources,
             at.sources_agree,
-            at.coverage_before_after,
-            at.settled_pnl,
         )
-    }
+    } | {function.__name__: partial(function, at.place) for function in (coverage_before_after, settled_pnl)}
 
 
 def could_not_be_made(check: str, severity: Severity, message: str) -> Verdict:
@@ -72,7 +64,7 @@ class _View:
 
     def __init__(self, settings: Settings, worklist: Worklist, session: Session) -> None:
         self._settings, self._worklist, self._session = settings, worklist, session
-        self._place = Place(session, settings)
+        self.place = Place(session, settings)
 
     def _rows(self, name: str, doing: str, **parts: Any) -> tuple[list[dict[str, Any]], str]:
         sql = statement(f"checks/{name}", **parts)
@@ -81,8 +73,8 @@ class _View:
 
     @cached_property
     def _comparison(self) -> ViewComparison:
-        _ = self._place.view
-        return compare_view(self._place)
+        _ = self.place.view
+        return compare_view(self.place)
 
     def _input_ids(self) -> Iterator[pa.RecordBatch]:
         """Today's input: the ids of the list, or in scan mode those of the ledgers."""
@@ -104,7 +96,7 @@ class _View:
 
     def unique_conditions(self) -> Verdict:
         """Distinct ids of today's input stored with source goldsky-api reach the success bar."""
-        target = self._place.target
+        target = self.place.target
         parts: dict[str, Any] = {"target": target.name, "final": target.table.final, "id": normal_id("m.condition_id")}
         totals, _ = self._rows("unique_conditions", f"counting the conditions of {target.name}", **parts)
         stored = ids = 0
@@ -142,11 +134,11 @@ class _View:
 
     def payout_quality(self) -> Verdict:
         """Numerators sum to the denominator in every row of the table and of the view; the guide's distribution."""
-        target = self._place.target
+        target = self.place.target
         shapes, sql = self._rows(
             "payout_quality", f"checking the vectors of {target.name}", target=target.name, final=target.table.final
         )
-        view, view_sql = self._rows("payout_quality_view", "checking the vectors of the view", view=self._place.view)
+        view, view_sql = self._rows("payout_quality_view", "checking the vectors of the view", view=self.place.view)
         rows, unsound = sum(s["count"] for s in shapes), sum(s["count"] for s in shapes if not s["sound"])
         of_view = view[0]
         table = Table(
@@ -194,7 +186,7 @@ class _View:
 
     def payout_sample(self) -> Verdict:
         """Five rows, each well-formed."""
-        target = self._place.target
+        target = self.place.target
         rows, sql = self._rows(
             "payout_sample", f"taking a sample of {target.name}", target=target.name, final=target.table.final
         )
@@ -226,7 +218,7 @@ class _View:
 
     def no_null_payouts(self) -> Verdict:
         """No resolved market without a vector: neither a row of the view, nor an id that the ledgers have as resolved."""
-        view = self._place.view
+        view = self.place.view
         counts, sql_view = self._rows("no_null_payouts_view", f"looking for empty vectors in {view}", view=view)
         sql = statement("checks/no_null_payouts", view=view)
         resolved = missing = 0
@@ -267,7 +259,7 @@ class _View:
 
     def one_row_per_condition(self) -> Verdict:
         """The view has as many rows as conditions."""
-        view = self._place.view
+        view = self.place.view
         counts, sql = self._rows("one_row_per_condition", f"counting the rows of {view}", view=view)
         rows, conditions = counts[0]["rows"], counts[0]["conditions"]
         doubled, examples = 0, []
@@ -298,10 +290,10 @@ class _View:
         """Every eligible external row is in the view, or its condition comes from ``market_resolutions_final``."""
         found, sql = self._rows(
             "goldsky_rows_included",
-            f"looking for external rows in {self._place.view}",
-            view=self._place.view,
-            market_name=Sql(self._place.market.name.name),
-            **self._place.target_parts,
+            f"looking for external rows in {self.place.view}",
+            view=self.place.view,
+            market_name=Sql(self.place.market.name.name),
+            **self.place.target_parts,
         )
         row = found[0]
         missing, examples = row["missing"], list(row["examples"])
@@ -331,7 +323,7 @@ class _View:
         """Every eligible row of ``market_resolutions_final`` is in the view."""
         found = self._comparison
         missing = found.market_missing
-        whole = f"{counted(found.market, 'condition')} of {self._place.market.name}"
+        whole = f"{counted(found.market, 'condition')} of {self.place.market.name}"
         sentence = f"{found.market - missing:,} of {whole} are in the view"
         if missing:
             sentence += f"; {missing:,} {is_(missing)} missing ({listed(found.missing_market_ids, missing, 1)})"
@@ -414,148 +406,6 @@ class _View:
             facts={"resolved by both": found.overlap},
             nothing=not found.overlap,
         )
-
-    def coverage_before_after(self) -> Verdict:
-        """Conditions after are at least those before, and at least those accepted since."""
-        now = before_after.measure(self._session, self._settings)
-        before, accepted = before_after.baseline(self._settings)
-        rows: list[tuple[Value, ...]] = []
-        for label, at in (("Before", before), ("Accepted", accepted), ("After Goldsky", now)):
-            if at is not None:
-                cells = (at.market, at.external, at.either, 0 if at.no_view else at.view)
-                rows.append((label, *("not measured" if cell is None else cell for cell in cells)))
-        columns = ("status", "market_resolutions_final", "external table", "either", "in the view")
-        floor = max([at.view or 0 for at in (before, accepted) if at is not None], default=0)
-        problems: list[str] = []
-        repair = f"Look at {self._settings.truth_view} and its two tables, then {REBUILD}."
-        if now.view is None:
-            problems.append(now.view_fault or f"there is no view {self._settings.truth_view}")
-        elif before is None:
-            problems.append("nobody measured how many conditions there were before")
-            repair = f"Do not create the view by hand; {REBUILD}, which measures before and after."
-        elif now.view < floor:
-            problems.append(f"{floor:,} before, {floor - now.view:,} lost")
-            repair = (
-                "Rows were removed from market_resolutions_final or from the external table: compare the columns of the "
-                f"table, restore what is gone, then {REBUILD}. If the loss is right: `payout-pipeline verify --accept-loss`."
-            )
-        view = now.view or 0
-        sentence = f"The view covers {counted(view, 'condition')}"
-        if problems:
-            sentence += f"; {problems[0]}"
-        elif before is not None and before.no_view:
-            sentence += " and is new"
-        elif before is not None and before.view_fault:
-            sentence += f"; before, it could not be read: {before.view_fault}"
-        else:
-            sentence += f"; {floor:,} before, {view - floor:,} gained"
-        return Verdict(
-            "coverage_before_after",
-            not problems,
-            Severity.ERROR,
-            f"{sentence.rstrip('.')}.",
-            floor,
-            view,
-            tables=(Table("coverage before and after", columns, tuple(rows)),),
-            sql=statement("checks/coverage_before_after", **self._place.market_parts, **self._place.target_parts),
-            repair=repair if problems else "",
-            facts={"gained": view - floor, "before": floor, "after": view},
-        )
-
-    def settled_pnl(self) -> Verdict:
-        """Wallets with settled P&L and its total, before and after; redemptions are part of it; nobody is paid twice."""
-        view = self._settings.pnl_view
-        now = numbers.settled_pnl(self._session, self._settings)
-        if now.get("no_pnl"):
-            sentence = f"There is no view {view}" + (
-                " in the embedded database" if self._settings.embedded else ", or the user may not see it"
-            )
-            repair = f"Create {view}, GRANT SELECT on it, or set PAYOUT_PNL_VIEW (empty: no P&L check)."
-            embedded = self._settings.embedded and not any(
-                at and at.wallets for at in before_after.baseline(self._settings)
-            )
-            return Verdict(
-                "settled_pnl", False, Severity.ERROR, f"{sentence}.", "a view of settled P&L", "none",
-                repair="" if embedded else repair, nothing=embedded,
-            )  # fmt: skip
-        before, accepted = before_after.baseline(self._settings)
-        floor = max([at.wallets or 0 for at in (before, accepted) if at is not None], default=0)
-        problems = _pnl_problems(now, floor, view)
-        rows: list[tuple[Value, ...]] = []
-        for label, wallets, total, paid in (
-            *(
-                (name, at.wallets, at.total, at.redemptions)
-                for name, at in (("Before", before), ("Accepted", accepted))
-                if at
-            ),
-            ("After Goldsky", now["wallets"], now["total"], now["redemptions"]),
-        ):
-            cells = (wallets, total, paid)
-            shown = ["not measured" if c is None else round(c, 2) if isinstance(c, float) else c for c in cells]
-            rows.append((label, *shown))
-        columns = ("status", "wallets_with_settled_pnl", "total_settled_pnl", "redemption value")
-        tables = [Table("settled P&L before and after", columns, tuple(rows))]
-        if now["examples"]:
-            tables.append(Table("wallets paid more than once", ("wallet", "rows"), tuple(now["examples"][:SHOWN_ROWS])))
-        sentence = (
-            f"{counted(now['wallets'], 'wallet')} {has(now['wallets'])} settled P&L of {now['total']:,.2f} USD in total"
-        )
-        if before is not None and before.total is not None and before.wallets is not None:
-            sentence += f" ({before.wallets:,} and {before.total:,.2f} USD before)"
-        elif before is not None and before.pnl_fault:
-            sentence += f" (before, it could not be read: {before.pnl_fault})"
-        if problems:
-            said = "; ".join(problem for problem, _ in problems)
-            sentence = f"{said[0].upper()}{said[1:]}. {sentence}"
-        return Verdict(
-            "settled_pnl",
-            not problems,
-            Severity.ERROR,
-            f"{sentence.rstrip('.')}.",
-            floor,
-            now["wallets"],
-            tables=tuple(tables),
-            sql=now["sql"],
-            repair=" ".join(dict.fromkeys(repair for _, repair in problems)),
-            facts={"total_settled_pnl": round(now["total"], 2), "paid twice": now["doubled"]},
-        )
-
-
-def _pnl_problems(now: Mapping[str, Any], floor: int, view: str) -> list[tuple[str, str]]:
-    """What is wrong with settled P&L, each with its repair."""
-    problems: list[tuple[str, str]] = []
-    definition = f"Correct the definition of {view}."
-    if now["not_numbers"]:
-        problems.append((f"{counted(now['not_numbers'], 'row')} of {view} hold NULL, NaN or infinity", definition))
-    if now["without_wallet"]:
-        problems.append(
-            (f"{counted(now['without_wallet'], 'row')} of {view} {has(now['without_wallet'])} no wallet", definition)
-        )
-    if now["doubled"] > 0:
-        example = f" (wallet {now['examples'][0][0]} has {now['examples'][0][1]} rows)" if now["examples"] else ""
-        problems.append(
-            (
-                f"{counted(now['doubled'], 'row')} pay a wallet again{example}",
-                f"Where one_row_per_condition failed too, {REBUILD}; otherwise the definition of {view} joins something "
-                "that has several rows a wallet.",
-            )
-        )
-    if now["not_added_up"]:
-        problems.append(
-            (
-                f"in {counted(now['not_added_up'], 'wallet')} the total is not trading plus redemption",
-                f"Correct the definition of {view}: total_pnl = trading_pnl + redemption_pnl.",
-            )
-        )
-    if now["wallets"] < floor:
-        problems.append(
-            (
-                f"{floor - now['wallets']:,} of {counted(floor, 'wallet')} lost their settled P&L",
-                "Compare coverage_before_after: conditions that left the view take their wallets along. If the loss is "
-                "right: `payout-pipeline verify --accept-loss`.",
-            )
-        )
-    return problems
 
 
 def _as_text(batch: pa.RecordBatch) -> pa.RecordBatch:

@@ -6,11 +6,10 @@ from collections.abc import Collection
 
 import dagster as dg
 
+from payout_pipeline.checks.catalogue import VERIFY_JOB, VIEW, checks_of
 from payout_pipeline.chunks import partition_key
 from payout_pipeline.dagster_home import REPOSITORY_TAGS
 from payout_pipeline.settings import Settings
-
-VERIFY_JOB = "verify"
 
 
 def run_all_checks(settings: Settings, instance: dg.DagsterInstance, workers: Collection[int] = ()) -> None:
@@ -18,7 +17,6 @@ def run_all_checks(settings: Settings, instance: dg.DagsterInstance, workers: Co
 
     What they found is in the report; a run that fails, because a check failed or could not be made, raises nothing.
     """
-    from payout_pipeline.checks.catalogue import VIEW, checks_of
     from payout_pipeline.definitions import build_defs
 
     job = build_defs(settings).resolve_job_def(VERIFY_JOB)
