@@ -14,35 +14,44 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help setup demo ui test test-all check format lock chaos bench fuzz test-ui test-graph-node test-cluster lock-cluster clean
 
 help:
-	@echo "make demo | ui | test | check | test-all | chaos | bench | fuzz | test-ui | test-graph-node | test-cluster | clean"
+	@echo "make setup | demo | ui | test | check | test-all | chaos | bench | fuzz | test-ui | test-graph-node | test-cluster | clean"
 
 setup: $(STAMP)
 
-# $(call install,environment,lock file). pip compiles on one core, and the tests of all packages as well, so it is not asked to; a
-# file that is no Python does not matter to compileall here, nor to pip.
+# $(call install,environment,lock file): by uv, which is installed into the environment, or by pip where uv cannot be had.
+# Compiled is what each command imports: every command and every run is a process of its own.
+HEAVY := dagster dagster_shared dagster_graphql gql graphql aiohttp clickhouse_connect pandas numpy pyarrow pydantic rich sqlalchemy
 define install
 @test -n "$(PYTHON)" || { echo "Python 3.10 to 3.13 with venv is needed and was not found; set PYTHON=/path/to/python3" >&2; exit 1; }
 test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
-$(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --no-compile -r $(2)
-$(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-@$(1)/bin/python -m compileall -qq -j 0 -x '/tests?/' $(1)/lib payout_pipeline || true
+@$(1)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.lock || true
+@if test -x $(1)/bin/uv; then \
+	$(1)/bin/uv pip install --quiet --python $(1)/bin/python --no-deps --require-hashes -r $(2) && \
+	$(1)/bin/uv pip install --quiet --python $(1)/bin/python --no-deps --no-build-isolation -e .; \
+else \
+	$(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --no-compile -r $(2) && \
+	$(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .; \
+fi
+@$(1)/bin/python -m compileall -qq -j 0 -x '/tests?/' $(addprefix $(1)/lib/python3*/site-packages/,$(HEAVY)) payout_pipeline || true
+@mkdir -p "$(DAGSTER_HOME)" && $(1)/bin/python -c "import dagster as dg; dg.DagsterInstance.get().dispose()"
 @touch $@
 endef
 
-$(STAMP): requirements.lock pyproject.toml
+$(STAMP): requirements.lock requirements-uv.lock pyproject.toml
 	$(call install,$(VENV),$<)
 
 demo: $(STAMP)
 	$(BIN)/payout-pipeline demo
 
 ui: $(STAMP)
-	env -u DAGSTER_MODULE_NAME $(BIN)/dagster dev --host 127.0.0.1 --port $(PORT) -w workspace.yaml
+	$(BIN)/dagster dev --host 127.0.0.1 --port $(PORT) -w workspace.yaml
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow and not ui and not graph_node and not cluster" -n 2 --dist loadgroup
 
-test-all: $(STAMP)
-	$(BIN)/python -m pytest -m "not ui and not graph_node and not cluster" -n 2 --dist loadgroup
+# What takes longer, after the short suite: processes, kills, faults, property tests with more examples.
+test-all: test
+	$(BIN)/python -m pytest -m "slow and not ui and not graph_node and not cluster" -n 2 --dist loadgroup
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -83,6 +92,8 @@ test-cluster: $(CLUSTER_STAMP)
 	$(CLUSTER_BIN)/python -m pytest payout_pipeline_tests/test_deploy.py payout_pipeline_tests/cluster payout_pipeline_tests/test_cluster.py
 
 lock:
+	echo "uv>=0.9" | uv pip compile --universal --python-version 3.10 --generate-hashes --no-emit-index-url --no-emit-find-links \
+		--no-header - -o requirements-uv.lock
 	uv pip compile --universal --python-version 3.10 --generate-hashes --no-emit-index-url --no-emit-find-links \
 		--no-header --no-strip-extras --extra embedded --extra dev pyproject.toml -o requirements.lock
 
