@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from payout_pipeline.doctor.finding import Finding, Level
 from payout_pipeline.errors import PayoutPipelineError
 from payout_pipeline.scrub import excerpt
-from payout_pipeline.verification.goldsky_payouts import FRESH_WITHIN
+from payout_pipeline.verification.goldsky_payouts import FRESH_WITHIN, MOST_ABSENT
 from payout_pipeline.words import counted, duration, share
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 #: Schema and head; the sample; once more what an answer left out; once more where the block is not kept.
 MAX_REQUESTS = 4
 SAMPLE = 1_000
-#: Above this share of unknown ids the list is probably one of question ids or token ids.
-_ABSENT_AT_MOST = 0.05
 #: Longer than this nobody waits for a line, whatever the settings of a run allow.
 _ASK_SECONDS = 10.0
 _LONGEST_WAIT_SECONDS = 2.0
@@ -158,12 +156,12 @@ def _known(asked: int, absent: int) -> Finding:
         if asked > 1
         else f"the only id of the list is {'not ' if absent else ''}known there"
     )
-    if absent <= asked * _ABSENT_AT_MOST:
+    if absent <= asked * MOST_ABSENT:
         return Finding("goldsky", "ok", text)
     return Finding(
         "goldsky",
         "warning",
-        f"{text}; {absent:,} are not ({share(absent, asked)}, at most {_ABSENT_AT_MOST:.0%} is usual)",
+        f"{text}; {absent:,} are not ({share(absent, asked)}, at most {MOST_ABSENT:.0%} is usual)",
         "Are these condition ids? Question ids and token ids look the same. Also check that GOLDSKY_ENDPOINT is the "
         "subgraph of their chain.",
     )
