@@ -4,8 +4,8 @@ Imitated, as far as clickhouse-connect uses it: ``GET /ping``; queries in the bo
 parameters (``param_*``); settings in the URL; ``database``; basic authentication; Native, Arrow and text formats;
 request bodies compressed with lz4, zstd, gzip or deflate and answers likewise; data behind ``INSERT … FORMAT``;
 external tables in multipart forms; errors as status, ``X-ClickHouse-Exception-Code`` and text; ``readonly`` users,
-users without CREATE VIEW or ALTER DELETE; TLS. Not imitated: sessions, quotas, progress headers, query cancellation,
-``system.processes`` of other requests, and asynchronous inserts.
+users without CREATE VIEW or ALTER DELETE, or with limits on settings; TLS. Not imitated: sessions, quotas,
+progress headers, query cancellation, ``system.processes`` of other requests, and asynchronous inserts.
 
 Faults are switched on through ``POST /_front`` with a JSON object of :class:`Faults` fields, and counted there
 (``GET /_front``). Run as ``python -m payout_pipeline_tests.clickhouse_front --path DIR [--port P] [--tls CERT KEY]``.
@@ -50,11 +50,23 @@ USERS: dict[str, dict[str, Any]] = {
         "readonly": 1,
     },
     "o'dd üser": {"password": "p:ä/ß%25+&?#@ \\'\"", "deny": ()},
+    # A profile that limits settings, by the server's own words.
+    "limited": {
+        "password": "limited-pass",
+        "deny": (),
+        "limits": {
+            "max_execution_time": (452, "Setting max_execution_time shouldn't be greater than 60."),
+            "mutations_sync": (452, "Setting mutations_sync should not be changed."),
+            "max_insert_block_size": (452, "Setting max_insert_block_size shouldn't be greater than 1000."),
+            "join_use_nulls": (164, "Cannot modify 'join_use_nulls' setting in readonly mode."),
+        },
+    },
     "ingester": {"password": "ingest-pass", "deny": ("CREATE VIEW", "CREATE OR REPLACE VIEW", "DELETE")},
 }
 _NAMES = {
     60: "UNKNOWN_TABLE", 81: "UNKNOWN_DATABASE", 159: "TIMEOUT_EXCEEDED", 164: "READONLY", 202: "TOO_MANY_SIMULTANEOUS_QUERIES",
-    209: "SOCKET_TIMEOUT", 210: "NETWORK_ERROR", 241: "MEMORY_LIMIT_EXCEEDED", 252: "TOO_MANY_PARTS", 497: "ACCESS_DENIED",
+    209: "SOCKET_TIMEOUT", 210: "NETWORK_ERROR", 241: "MEMORY_LIMIT_EXCEEDED", 252: "TOO_MANY_PARTS",
+    452: "SETTING_CONSTRAINT_VIOLATION", 497: "ACCESS_DENIED",
     516: "AUTHENTICATION_FAILED", 701: "CLUSTER_DOESNT_EXIST", 999: "KEEPER_EXCEPTION",
 }  # fmt: skip
 _STATUS = {60: 404, 81: 404, 497: 403, 516: 403, 194: 401, 164: 500, 62: 400, 47: 400, 46: 404}
@@ -307,7 +319,7 @@ class Handler(BaseHTTPRequestHandler):
             state.counters.requests += 1
             state.counters.statements.append(
                 {
-                    "sql": sql[:2000],
+                    "sql": sql[:5000],
                     "user": request["user"],
                     "settings": request["settings"],
                     "log_comment": request["log_comment"],
@@ -449,6 +461,9 @@ class Handler(BaseHTTPRequestHandler):
                     f"{request['user']}: Not enough privileges. To execute this query, it's necessary to have "
                     f"the grant {denied} ON *.*.",
                 )
+        for name, refusal in known.get("limits", {}).items():
+            if name in request["settings"]:
+                raise RequestError(*refusal)
         if known.get("readonly") and request["settings"]:
             first = next(iter(request["settings"]))
             raise RequestError(164, f"Cannot modify '{first}' setting in readonly mode.")

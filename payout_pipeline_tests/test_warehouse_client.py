@@ -14,6 +14,7 @@ from urllib.parse import quote
 import pyarrow as pa
 import pytest
 import trustme
+from clickhouse_connect.driver.exceptions import DatabaseError
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -23,8 +24,10 @@ from payout_pipeline.settings import load_settings
 from payout_pipeline.warehouse.client import Server, Warehouse, clickhouse_type, server_of, with_patience
 from payout_pipeline.warehouse.faults import TRANSIENT_CODES, ClickHouseRefusedError, Kind, classify
 from payout_pipeline.warehouse.identifiers import QualifiedName
+from payout_pipeline.warehouse.load import load_rows
+from payout_pipeline.warehouse.view import rebuild_view
 from payout_pipeline_tests.clickhouse_front import USERS, Faults, Front, running
-from payout_pipeline_tests.warehouse_fixtures import WRITER, World
+from payout_pipeline_tests.warehouse_fixtures import WRITER, World, ledger, resolved
 
 CANARY = "c4nary-pässword/+=&?"
 
@@ -333,6 +336,45 @@ def test_a_server_that_stops_answering_in_the_middle_is_given_up_at_the_deadline
         with pytest.raises(WarehouseUnavailableError):
             session.scalar("SELECT 7", doing="testing")
         assert time.monotonic() - started < 12
+
+
+@pytest.mark.parametrize("statement", ["SELECT 7", "CREATE OR REPLACE VIEW {db}.v AS SELECT 1"])
+def test_c1_one_connection_that_dies_silently_costs_a_part_of_the_budget(http_world: World, statement: str) -> None:
+    world = http_world.with_settings(clickhouse_wait_seconds=40)
+    with world.session() as session:
+        session.scalar("SELECT 1", doing="testing")
+        world.front.faults(Faults(matching="SELECT 7|REPLACE VIEW", times=1, hang=True))
+        started = time.monotonic()
+        session.command(statement.replace("{db}", world.database), doing="testing")
+        assert time.monotonic() - started < 30
+
+
+def test_settings_that_the_users_profile_limits_are_not_sent(
+    http_world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    limited = http_world.with_settings(
+        clickhouse_user="limited", clickhouse_password=type(http_world.settings.clickhouse_password)("limited-pass")
+    )
+    http_world.run(
+        "CREATE TABLE {db}.market_resolutions_final (condition_id String, payout_numerators Array(UInt8), "
+        "payout_denominator UInt8) ENGINE = MergeTree ORDER BY condition_id"
+    )
+    rows = ledger(*(resolved(n, 0, 1) for n in range(3)))
+    with limited.session() as session:
+        assert load_rows(session, limited.target(session), rows).inserted_new == 3
+        rebuild_view(session, limited.settings)
+    assert http_world.read("SELECT count() FROM {db}_clean.vw_resolutions_truth") == {(3,): 1}
+    assert "does not let this user set mutations_sync" in caplog.text
+    assert "async_insert" not in caplog.text
+
+
+def test_a_setting_that_a_profile_limits_comes_with_a_hint() -> None:
+    error = DatabaseError(
+        "Code: 452. DB::Exception: Setting x shouldn't be greater than 60. (SETTING_CONSTRAINT_VIOLATION)"
+    )
+    fault = classify(error)
+    assert fault.kind is Kind.PERMANENT
+    assert "profile limits this setting" in str(fault.error("testing"))
 
 
 def test_an_html_page_of_a_proxy_is_no_clickhouse(http_world: World) -> None:

@@ -8,27 +8,36 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import io
 import json
 import logging
 import os
 import random
-import re
 import threading
 import time
 import uuid
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import unquote, urlsplit
 
 from payout_pipeline.errors import ConfigurationError, WarehouseUnavailableError
-from payout_pipeline.scrub import excerpt, register_secret, scrub
+from payout_pipeline.scrub import excerpt, scrub
 from payout_pipeline.warehouse import embedded
 from payout_pipeline.warehouse.faults import ClickHouseRefusedError, Fault, Kind, classify, is_expected
 from payout_pipeline.warehouse.identifiers import QualifiedName, quote_identifier
+from payout_pipeline.warehouse.server import Server as Server
+from payout_pipeline.warehouse.server import server_of as server_of
+from payout_pipeline.warehouse.session_settings import SESSION_SETTINGS, settle
+from payout_pipeline.warehouse.transport import (
+    ERROR_AT_THE_END,
+    LONGEST_ERROR,
+    MAX_PAUSE_SECONDS,
+    server_error,
+    stream_of,
+    whole,
+)
+from payout_pipeline.warehouse.transport import clickhouse_type as clickhouse_type
+from payout_pipeline.warehouse.transport import with_patience as with_patience
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -38,53 +47,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-MAX_STATEMENT_SECONDS = 300.0
 FIRST_CONTACT_SECONDS = 1.5  # a server that never answered is a wrong address rather than an outage
 _CONNECT_SECONDS = 10
-_MAX_PAUSE_SECONDS = 5.0
-
-# An error in the middle of an answer is written behind the data: between tags from 25.11 on, bare before.
-_TAGGED_END = b"\r\n__exception__\r\n"
-_TAGGED_ERROR = re.compile(rb"__exception__\r\n([a-z]{16})\r\n(.*)\n\d+ \1\r\n__exception__\r\n\Z", re.DOTALL)
-_ERROR_AT_THE_END = re.compile(rb"Code: \d+\. DB::Exception: .*\Z", re.DOTALL)
-_LONGEST_ERROR = 1 << 16
-
-# Sent with every statement where the user may set them, so that a profile on the server cannot change what ours mean.
-SESSION_SETTINGS: dict[str, Any] = {
-    "async_insert": 0,  # an asynchronous insert is acknowledged before anything is written
-    "join_use_nulls": 0,
-    "transform_null_in": 0,
-    "mutations_sync": 2,
-    "lightweight_deletes_sync": 2,
-    "do_not_merge_across_partitions_select_final": 0,  # 1 returns a row changed across partitions twice
-    "insert_distributed_sync": 1,
-    "throw_on_max_partitions_per_insert_block": 0,
-    "input_format_null_as_default": 1,
-    "output_format_arrow_string_as_string": 1,
-    "output_format_arrow_low_cardinality_as_dictionary": 0,
-    "session_timezone": "UTC",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Server:
-    """Where a ClickHouse server is. ``password`` never leaves this object except into the client."""
-
-    host: str
-    port: int
-    secure: bool
-    user: str | None
-    password: str
-    database: str | None
-
-    @property
-    def address(self) -> str:
-        """For messages, without credentials."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{'https' if self.secure else 'http'}://{host}:{self.port}"
-
-    def __repr__(self) -> str:
-        return f"Server({self.address})"
 
 
 def load_engine(settings: Settings) -> None:
@@ -92,58 +56,6 @@ def load_engine(settings: Settings) -> None:
     if settings.embedded:
         with contextlib.suppress(ImportError):  # said when it is needed
             importlib.import_module("chdb")
-
-
-def server_of(settings: Settings) -> Server | None:
-    """The server that the settings name, None in embedded mode.
-
-    ``CLICKHOUSE_HOST`` is a host name or a URL such as ``https://host:8443``; the other variables win over its parts.
-    Raises ConfigurationError where the two contradict each other, the URL is no URL, or a cluster is named without a host.
-    """
-    text = (settings.clickhouse_host or "").strip()
-    if not text:
-        if settings.clickhouse_cluster:
-            raise ConfigurationError(
-                "PAYOUT_CLICKHOUSE_CLUSTER is set without CLICKHOUSE_HOST: the embedded database is on no cluster.\n"
-                "To repair it: set CLICKHOUSE_HOST to one host of the cluster, or unset PAYOUT_CLICKHOUSE_CLUSTER."
-            )
-        return None
-    password = settings.clickhouse_password.get_secret_value() if settings.clickhouse_password else ""
-    user, port, secure, host = settings.clickhouse_user, settings.clickhouse_port, settings.clickhouse_secure, text
-    if "://" in text:
-        try:
-            parts = urlsplit(text)
-            url_port = parts.port
-        except ValueError as error:
-            raise ConfigurationError(f"CLICKHOUSE_HOST: not a URL: {excerpt(str(error))}") from None
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or parts.query:
-            raise ConfigurationError("CLICKHOUSE_HOST: expected a host name or http(s)://host:port, nothing behind it")
-        if secure is not None and secure != (parts.scheme == "https"):
-            raise ConfigurationError(
-                f"CLICKHOUSE_HOST begins with {parts.scheme}:// but CLICKHOUSE_SECURE says {int(secure)}; drop one"
-            )
-        host, secure = parts.hostname, parts.scheme == "https"
-        port = port or url_port
-        user = user or (unquote(parts.username) if parts.username else None)
-        password = password or (unquote(parts.password) if parts.password else "")
-        register_secret(password)
-    elif text.count(":") == 1:
-        name, _, tail = text.partition(":")
-        if not tail.isdigit() or not 0 < int(tail) < 65536 or not name:
-            raise ConfigurationError("CLICKHOUSE_HOST: expected a host name, host:port or http(s)://host:port")
-        if port is not None and port != int(tail):
-            raise ConfigurationError(f"CLICKHOUSE_HOST names port {tail} but CLICKHOUSE_PORT says {port}; drop one")
-        host, port = name, int(tail)
-    if secure is None:
-        secure = port in (443, 8443)
-    return Server(
-        host=host,
-        port=port or (8443 if secure else 8123),
-        secure=secure,
-        user=user or ("default" if password else None),
-        password=password,
-        database=settings.clickhouse_database,
-    )
 
 
 class Session:
@@ -179,8 +91,9 @@ class Session:
         *,
         doing: str,
         external: Mapping[str, pa.RecordBatch] | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> pa.Table:
-        """Run a SELECT and return its whole result.
+        """Run a SELECT and return its whole result, with ``settings`` of this statement where the server knows them.
 
         ``external`` are tables of this statement only, referred to as ``{name:Identifier}``; their columns are of the
         types of :func:`clickhouse_type`.
@@ -188,14 +101,14 @@ class Session:
         import pyarrow as pa
 
         def run() -> pa.Table:
-            body = self._select(sql, dict(parameters or {}), external or {}, "ArrowStream")
+            body = self._select(sql, dict(parameters or {}), external or {}, "ArrowStream", settings)
             if not body:
                 return pa.table({})
             try:
                 return pa.ipc.open_stream(pa.py_buffer(body)).read_all()
             except (pa.ArrowInvalid, OSError) as error:
-                if (said := _ERROR_AT_THE_END.search(body[-_LONGEST_ERROR:])) is not None:
-                    raise _server_error(said[0]) from error
+                if (said := ERROR_AT_THE_END.search(body[-LONGEST_ERROR:])) is not None:
+                    raise server_error(said[0]) from error
                 raise
 
         return self._patiently(run, sql, doing)
@@ -254,7 +167,7 @@ class Session:
             self._client.raw_insert(
                 table.sql,
                 column_names=batch.schema.names,
-                insert_block=_stream_of(batch),
+                insert_block=stream_of(batch),
                 fmt="ArrowStream",
                 settings=settings,
             )
@@ -278,7 +191,7 @@ class Session:
             left = since + self._wait - time.monotonic()
             if left <= 0:
                 raise lost.error(f"{doing} ({attempt} attempts in {time.monotonic() - since:.0f} s)")
-            pause = min(0.1 * 2 ** min(attempt, 10), _MAX_PAUSE_SECONDS, left)
+            pause = min(0.1 * 2 ** min(attempt, 10), MAX_PAUSE_SECONDS, left)
             time.sleep(pause * random.uniform(0.5, 1.0))
             if not self._insert_running(doing):
                 return
@@ -306,23 +219,29 @@ class Session:
         }
 
     def _select(
-        self, sql: str, parameters: dict[str, Any], external: Mapping[str, pa.RecordBatch], fmt: str | None
+        self,
+        sql: str,
+        parameters: dict[str, Any],
+        external: Mapping[str, pa.RecordBatch],
+        fmt: str | None,
+        settings: Mapping[str, Any] | None = None,
     ) -> bytes:
+        wanted = self._settings(**(settings or {}))
         if not external:
-            return _whole(self._client.raw_query(sql, parameters=parameters, fmt=fmt, settings=self._settings()))
+            return whole(self._client.raw_query(sql, parameters=parameters, fmt=fmt, settings=wanted))
         if not self.embedded:
             from clickhouse_connect.driver.external import ExternalData
 
             data = ExternalData()
             for name, batch in external.items():
                 structure = [f"{field.name} {clickhouse_type(field.type)}" for field in batch.schema]
-                data.add_file(file_name=name, data=_stream_of(batch).getvalue(), fmt="ArrowStream", structure=structure)
-            return _whole(
+                data.add_file(file_name=name, data=stream_of(batch).getvalue(), fmt="ArrowStream", structure=structure)
+            return whole(
                 self._client.raw_query(
                     sql,
                     parameters={**parameters, **{name: name for name in external}},
                     fmt=fmt,
-                    settings=self._settings(),
+                    settings=wanted,
                     external_data=data,
                 )
             )
@@ -336,7 +255,7 @@ class Session:
                 self._client.command(
                     f"CREATE TEMPORARY TABLE {quote_identifier(names[name])} ({columns}) ENGINE = Memory"
                 )
-                self._client.raw_insert(names[name], insert_block=_stream_of(batch), fmt="ArrowStream")
+                self._client.raw_insert(names[name], insert_block=stream_of(batch), fmt="ArrowStream")
             return bytes(self._client.raw_query(sql, parameters={**parameters, **names}, fmt=fmt))
         finally:
             for name in names.values():
@@ -346,104 +265,6 @@ class Session:
         if logger.isEnabledFor(logging.DEBUG):
             logger.debug("%s: %s", doing, excerpt(" ".join(sql.split()), 2000))
         return with_patience(run, self._wait if wait_seconds is None else wait_seconds, doing, self.address)
-
-
-def _whole(answer: Any) -> bytes:
-    """An answer as it came, unless the server failed in the middle of it: that comes with status 200 as well."""
-    body = bytes(answer)
-    if body.endswith(_TAGGED_END) and (said := _TAGGED_ERROR.search(body[-_LONGEST_ERROR:])) is not None:
-        raise _server_error(said[2])
-    return body
-
-
-def _server_error(text: bytes) -> Exception:
-    from clickhouse_connect.driver.exceptions import DatabaseError
-
-    return DatabaseError(text.decode(errors="replace").strip())
-
-
-def _stream_of(batch: pa.RecordBatch) -> io.BytesIO:
-    import pyarrow as pa
-
-    sink = io.BytesIO()
-    with pa.ipc.new_stream(sink, batch.schema) as writer:
-        writer.write_batch(batch)
-    sink.seek(0)
-    return sink
-
-
-def clickhouse_type(arrow_type: pa.DataType) -> str:
-    """The ClickHouse type for a column of an external table; raises TypeError on a type that none of ours has."""
-    import pyarrow as pa
-
-    plain = {
-        pa.string(): "String",
-        pa.bool_(): "UInt8",
-        pa.uint8(): "UInt8",
-        pa.uint32(): "UInt32",
-        pa.uint64(): "UInt64",
-        pa.int32(): "Int32",
-        pa.int64(): "Int64",
-    }
-    if pa.types.is_list(arrow_type):
-        return f"Array({clickhouse_type(arrow_type.value_type)})"
-    if arrow_type not in plain:
-        raise TypeError(f"no ClickHouse type for {arrow_type}")
-    return plain[arrow_type]
-
-
-def with_patience(run: Callable[[], T], wait_seconds: float, doing: str, address: str = "") -> T:
-    """Call ``run`` until it succeeds, fails for good, or ``wait_seconds`` are over; the pauses grow, with jitter.
-
-    A pause ends where the budget does: the last attempt begins then, and not up to a whole pause later.
-    An exception that does not come from the database passes through as it is.
-    """
-    from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
-
-    started = time.monotonic()
-    growing = wait_random_exponential(multiplier=0.1, max=_MAX_PAUSE_SECONDS)
-
-    def left() -> float:
-        return max(0.0, wait_seconds - (time.monotonic() - started))
-
-    def transient(error: BaseException) -> bool:
-        return is_expected(error) and classify(error).kind is Kind.TRANSIENT
-
-    def tell(state: RetryCallState) -> None:
-        outcome = state.outcome.exception() if state.outcome else None
-        fault = classify(outcome) if outcome else None
-        logger.warning(
-            "ClickHouse, %s: attempt %d failed (%s), trying again for up to %.0f s",
-            doing,
-            state.attempt_number,
-            fault.text if fault else "",
-            left(),
-        )
-
-    attempts = 0
-    try:
-        for attempt in Retrying(
-            retry=retry_if_exception(transient),
-            stop=stop_after_delay(wait_seconds),
-            wait=lambda state: min(growing(state), left()),
-            before_sleep=tell,
-            reraise=True,
-        ):
-            with attempt:
-                attempts += 1
-                return run()
-    except Exception as error:
-        if not is_expected(error):
-            raise
-        fault = classify(error)
-        waited = f" ({attempts} attempts in {time.monotonic() - started:.0f} s)" if fault.kind is Kind.TRANSIENT else ""
-        raise fault.error(doing + waited, address) from error
-    raise AssertionError("unreachable: the loop returns or raises")
-
-
-def close_embedded_engine() -> None:
-    """Close the embedded engine of this process if nobody uses it, for processes that end without exit handlers."""
-    embedded.close_engine()
 
 
 class Warehouse:
@@ -578,7 +399,7 @@ class Warehouse:
             budget = self._wait if known else min(self._wait, FIRST_CONTACT_SECONDS)
             try:
                 client = with_patience(
-                    lambda: self._connect(30 if known else 3), budget, f"connecting to {self.address}"
+                    lambda: self._connect(15 if known else 3), budget, f"connecting to {self.address}"
                 )
             except WarehouseUnavailableError as error:
                 if known:
@@ -616,13 +437,15 @@ class Warehouse:
         )
         # As the driver's own default, but nothing is sent to where a redirect points.
         client.http_retries = Retry(1, redirect=False)
-        # A fraction of the budget: one silently dead connection must leave time to try again.
-        read_seconds = max(5.0, min(MAX_STATEMENT_SECONDS, self._wait / 4 if self._wait else MAX_STATEMENT_SECONDS))
+        try:
+            settle(client)
+        except BaseException:
+            client.close()
+            raise
+        # A connection may die silently under any statement, so that one read has a part of the budget only. The server
+        # says every ten seconds that a statement is still running.
+        read_seconds = min(max(15.0, self._wait / 4), max(5.0, self._wait))
         client.timeout = Timeout(connect=_CONNECT_SECONDS, read=read_seconds)
-        for key, value in SESSION_SETTINGS.items():
-            definition = client.server_settings.get(key)
-            if definition is not None and not definition.readonly:
-                client.set_client_setting(key, value)
         return client
 
     def _answered_before(self) -> bool:

@@ -51,8 +51,7 @@ _HINTS: dict[int, str] = {
     193: "check CLICKHOUSE_PASSWORD",
     194: "check CLICKHOUSE_USER and CLICKHOUSE_PASSWORD",
     392: "the server takes no distributed DDL; unset PAYOUT_CLICKHOUSE_CLUSTER, or configure distributed_ddl there",
-    452: "a settings profile of the server forbids a setting that the pipeline needs; let an administrator lift that constraint "
-    "for CLICKHOUSE_USER",
+    452: "the user's profile limits this setting; let an administrator widen the limit, or use another CLICKHOUSE_USER",
     497: "let an administrator GRANT what the message names to CLICKHOUSE_USER",
     516: "check CLICKHOUSE_USER and CLICKHOUSE_PASSWORD",
     701: "check PAYOUT_CLICKHOUSE_CLUSTER; SELECT DISTINCT cluster FROM system.clusters lists the names",
