@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from payout_pipeline.chunks import Chunk, PrefixRange
 from payout_pipeline.errors import LedgerError
+from payout_pipeline.goldsky.pin import Pin
 from payout_pipeline.ledger import files
 from payout_pipeline.ledger.changes import COMPARED_COLUMNS, compare, states
-from payout_pipeline.ledger.info import Pin, SnapshotInfo, now
+from payout_pipeline.ledger.info import SnapshotInfo, now
 from payout_pipeline.ledger.ledger import Ledger
 from payout_pipeline.ledger.rows import STATUSES, Status, counts_of, fault_in_rows, id_array, ledger_schema
 
