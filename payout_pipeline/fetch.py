@@ -202,15 +202,7 @@ async def _run(work: _Work, stop: StopRequest) -> SnapshotInfo:
 
 def _begin(work: _Work, client: GoldskyClient, info: SubgraphInfo, history_kept: bool) -> RunningLedger:
     """Pin the snapshot, or take up the run that died with its block."""
-    asked = client.make_pin(info, work.settings.goldsky_block_margin, history_kept=history_kept)
-    pin = Pin(
-        block_number=asked.number,
-        deployment=asked.deployment,
-        kind=asked.mode,
-        head_number=info.head_number,
-        head_timestamp=info.head_timestamp,
-        has_indexing_errors=info.has_indexing_errors,
-    )
+    pin = client.make_pin(info, work.settings.goldsky_block_margin, history_kept=history_kept)
     running = start_run(work.ledger, work.plan(info.schema_kind, pin), work.ids)
     work.log.info(
         f"snapshot: block {running.pin.block_number:,} ({'at' if running.pin.kind == 'number' else 'at or after'}), "

@@ -62,7 +62,7 @@ class Questions:
 
         async def ask(group: list[int]) -> None:
             ids = [self._running.ids_to_ask(index) for index in group]
-            answers = await self._client.fetch_batches(ids, self._pin)
+            answers = await self._client.fetch_batches(ids, self._running.pin)
             await to_its_end(self._keep_batches(group, ids, answers))
 
         await self._in_lanes(ask, self._groups(missing, -(-len(missing) // self._lanes)))
@@ -71,23 +71,12 @@ class Questions:
         """Ask for all resolved conditions of each missing prefix."""
 
         async def ask(group: list[int]) -> None:
-            answers = [await self._scanned(self._running.prefix(index)) for index in group]
+            ranges = [_range_of(self._running.prefix(index)) for index in group]
+            answers = await self._client.scan(ranges, self._running.pin)
             await to_its_end(self._keep_batches(group, [list(answer.found) for answer in answers], answers))
 
-        await self._in_lanes(ask, self._groups(self._running.missing_batches, 1))
-
-    async def _scanned(self, prefix: str) -> BatchAnswer:
-        from payout_pipeline.goldsky.client import BatchAnswer
-
-        number = int(prefix, 16)
-        # The smallest id of the prefix itself is included: `after` is exclusive, and nothing is smaller than no digits.
-        after = f"{number - 1:02x}".ljust(64, "f") if number else ""
-        whole = BatchAnswer()
-        async for page in self._client.scan(after, f"{number + 1:02x}" if number < 255 else None, self._pin):
-            whole.found |= page.found
-            whole.block_number = min(whole.block_number or page.block_number, page.block_number)
-            whole.requests += page.requests
-        return whole
+        missing = self._running.missing_batches
+        await self._in_lanes(ask, self._groups(missing, -(-len(missing) // self._lanes)))
 
     async def _keep_batches(
         self, group: Sequence[int], ids: Sequence[list[str]], answers: Sequence[BatchAnswer]
@@ -129,7 +118,7 @@ class Questions:
         there: list[str] = []
 
         async def ask(group: list[list[str]]) -> None:
-            await to_its_end(keep(await self._client.fetch_batches(group, self._pin)))
+            await to_its_end(keep(await self._client.fetch_batches(group, self._running.pin)))
 
         async def keep(answers: Sequence[BatchAnswer]) -> None:
             for answer in answers:
@@ -150,13 +139,6 @@ class Questions:
         return bool(there)
 
     # -- the parts
-
-    @property
-    def _pin(self) -> Any:
-        from payout_pipeline.goldsky.answers import Pin as AskedPin
-
-        pin = self._running.pin
-        return AskedPin(pin.block_number, pin.deployment, pin.kind)
 
     def _groups(self, items: Sequence[_T], most: int) -> Iterator[list[_T]]:
         """``items`` in groups of ``most``, or fewer where a request carries no more; that may shrink meanwhile."""
@@ -206,6 +188,14 @@ class Questions:
             f"{self._ledger.partition}: {done:,}{of} ids, {counts['resolved']:,} payouts found, {rate:,.0f} ids/s{left}; "
             f"{self._client.stats.requests:,} requests, {self._client.pacer.stats.answers_429} answers of 429"
         )
+
+
+def _range_of(prefix: str) -> tuple[str, str | None]:
+    """The ids with a prefix of two digits, as the bounds of a scan."""
+    number = int(prefix, 16)
+    # The smallest id of the prefix itself is included: `after` is exclusive, and nothing is smaller than no digits.
+    after = f"{number - 1:02x}".ljust(64, "f") if number else ""
+    return after, f"{number + 1:02x}" if number < 255 else None
 
 
 async def to_its_end(work: Coroutine[Any, Any, None]) -> None:

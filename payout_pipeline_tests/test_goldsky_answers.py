@@ -2,37 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import random
 from typing import Any
 
-import orjson
 import pytest
-from graphql import build_schema, print_ast, validate
+from graphql import build_schema, parse, validate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from payout_pipeline.goldsky.answers import (
     AnswerFault,
+    BatchAnswer,
     Fields,
     JSONNumber,
-    Pin,
     RawCondition,
-    batch_document,
-    check_batch,
-    check_page,
     doubtful,
-    head_document,
-    probe_document,
+    read_exactly,
     read_probe,
-    scan_document,
 )
 from payout_pipeline.goldsky.classify import FaultKind
+from payout_pipeline.goldsky.pin import Pin
+from payout_pipeline.goldsky.queries import HEAD as HEAD_QUERY
+from payout_pipeline.goldsky.queries import PROBE, IdsQuery, PageQuery, Query, check_answer, document
+from payout_pipeline.payouts import InvalidVector, parse_payouts
 
 PIN = Pin(750, "QmX")
 SHARES, NUMERATORS = Fields("payouts", False), Fields("numerators", False)
 META = {"block": {"number": 750}, "deployment": "QmX", "hasIndexingErrors": False}
 IDS = [f"{number:064x}" for number in range(1, 6)]
-ASKED = {"0x" + identifier: identifier for identifier in IDS}
 
 SDL = """
 scalar Bytes scalar BigInt scalar BigDecimal
@@ -56,22 +54,23 @@ type Query {
 
 def test_every_query_is_valid_where_the_server_validates() -> None:
     schema = build_schema(SDL)
-    documents = [probe_document(), head_document()]
+    documents = [PROBE, HEAD_QUERY]
+    pages = [PageQuery("", None, BatchAnswer()), PageQuery("0f", "11", BatchAnswer())]
+    groups: list[list[Query]] = [[batch(IDS)], [batch(IDS), batch(IDS[:1])], [pages[0]], [pages[1]], [*pages]]
     for fields in (Fields("payouts", True), Fields("numerators", False)):
         for pin in (PIN, Pin(3, "QmX", "number_gte")):
-            documents.append(batch_document(fields, pin, 1000))
-            documents += [scan_document(fields, pin, 1000, bounded) for bounded in (True, False)]
-    assert len(documents) == 14
-    for document in documents:
-        assert validate(schema, document) == []
+            documents += [document(group, fields, pin)[0] for group in groups]
+    assert len(documents) == 22
+    for text in documents:
+        assert validate(schema, parse(text)) == []
 
 
 def test_a_query_names_its_limit_and_asks_rows_and_meta_of_one_block() -> None:
-    text = print_ast(batch_document(Fields("payouts", False), PIN, 17))
-    assert "first: 17" in text
-    assert text.count("block: {number: 750}") == 2
-    assert "0x" not in text  # ids are a variable
-    assert batch_document(SHARES, PIN, 17) is batch_document(SHARES, PIN, 17)
+    text, variables = document([batch(IDS[:2]), batch(IDS[2:])], SHARES, PIN)
+    assert ("first: 2" in text, "first: 3" in text) == (True, True)
+    assert text.count("block: {number: 750}") == 3
+    assert "0x" not in text  # ids are variables
+    assert variables == {"b0": ["0x" + i for i in IDS[:2]], "b1": ["0x" + i for i in IDS[2:]]}
 
 
 @pytest.mark.parametrize("number", [-1, 2**31, True, "7", 1.0])
@@ -80,15 +79,18 @@ def test_a_pin_is_a_block_number_or_nothing(number: Any) -> None:
         Pin(number, "QmX")
 
 
-def answer(rows: Any, meta: Any = META) -> tuple[Any, bytes]:
-    data = {"conditions": rows, "_meta": meta}
-    body = orjson.dumps({"data": data})
-    return orjson.loads(body)["data"], body
+def batch(ids: list[str]) -> IdsQuery:
+    return IdsQuery(ids, BatchAnswer())
 
 
 def check(rows: Any, meta: Any = META, fields: Fields = SHARES, pin: Pin = PIN) -> dict[str, RawCondition]:
-    data, body = answer(rows, meta)
-    return check_batch(data, body, ASKED, pin, fields)[0]
+    data = read_exactly(json.dumps({"conditions": rows, "_meta": meta}).encode())
+    return check_answer(data, [batch(IDS)], pin, fields)[0][0]
+
+
+def check_page(rows: Any) -> dict[str, RawCondition]:
+    page = PageQuery(f"{0:064x}", f"{50:064x}", BatchAnswer(), size=3)
+    return check_answer({"conditions": rows, "_meta": META}, [page], PIN, SHARES)[0][0]
 
 
 def row(number: int, **fields: Any) -> dict[str, Any]:
@@ -164,11 +166,7 @@ def test_a_number_is_never_rounded_on_its_way() -> None:
         b'"_meta":{"block":{"number":750},"deployment":"QmX","hasIndexingErrors":false}}}'
         % tuple(identifier.encode() for identifier in IDS[:3])
     )  # fmt: skip
-    try:
-        data = orjson.loads(body)["data"]
-    except orjson.JSONDecodeError:
-        data = orjson.loads(body.replace(b"1e400", b"1e300"))["data"]
-    found = check_batch(data, body, ASKED, PIN, SHARES)[0]
+    found = check_answer(read_exactly(body)["data"], [batch(IDS)], PIN, SHARES)[0][0]
     assert found[IDS[0]].payouts == ["0.54", "0.46000000000000000001"]
     assert {type(value) for value in found[IDS[0]].payouts} == {JSONNumber}
     assert found[IDS[1]].payouts == ["1", "18446744073709551617"]
@@ -200,13 +198,42 @@ def test_a_bad_vector_is_kept_raw_and_takes_no_neighbour_along(payouts: Any) -> 
     )
 )
 def test_no_json_whatever_is_taken_for_an_answer_or_breaks_the_check(data: Any) -> None:
-    body = orjson.dumps({"data": data})
-    with pytest.raises(AnswerFault):
-        check_batch(data, body, ASKED, PIN, SHARES)
-    with pytest.raises(AnswerFault):
-        check_page(data, body, "", None, 10, PIN, SHARES)
+    queries: list[Query] = [batch(IDS), PageQuery("", None, BatchAnswer())]
+    for some in ([queries[0]], [queries[1]], queries):
+        with pytest.raises(AnswerFault):
+            check_answer(data, some, PIN, SHARES)
     with pytest.raises(AnswerFault):
         read_probe(data, "http://x", failed=False)
+
+
+@pytest.mark.parametrize("long", ["1" * 100_001, ["1" * 60_000] * 2, [["1"] * 60_000], {"a" * 100_001: 1}])
+def test_a_value_that_is_too_long_to_keep_makes_its_own_vector_invalid(long: Any) -> None:
+    found = check([row(1), row(2, payouts=long), row(3, payouts=["1" * 99_000, "0"])])
+    assert "characters; up to 100,000 are kept" in found[IDS[1]].payouts
+    assert len(found[IDS[2]].payouts[0]) == 99_000
+    assert isinstance(parse_payouts(found[IDS[1]].payouts), InvalidVector)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"b1": None}, "`b1` is no list"),
+        ({"b1": [row(3), row(4), row(5), row(9)]}, "4 rows for 3 ids"),
+        ({"b1": [row(1)]}, "not asked for"),  # of the other batch
+        ({"b0": [row(1), row(1)]}, "comes twice"),
+        ({"_meta": META | {"block": {"number": 751}}}, "block 751"),
+    ],
+)
+def test_one_bad_alias_spoils_the_whole_answer(change: dict[str, Any], words: str) -> None:
+    queries = [batch(IDS[:2]), batch(IDS[2:])]
+    good = {"b0": [row(1), row(2)], "b1": [row(4)], "_meta": META}
+    assert check_answer(good, queries, PIN, SHARES)[1] == 750
+    with pytest.raises(AnswerFault, match=words):
+        check_answer(good | change, queries, PIN, SHARES)
+    missing = dict(good)
+    del missing["b1"]
+    with pytest.raises(AnswerFault, match="`b1` is no list"):
+        check_answer(missing, queries, PIN, SHARES)
 
 
 # --- limits that nobody told us of ------------------------------------------------------------------------------------
@@ -285,15 +312,12 @@ def test_a_batch_of_which_nothing_or_everything_is_there_is_believed() -> None:
     ],
 )
 def test_a_page_of_a_scan_is_in_order_and_within_its_range(rows: Any, words: str) -> None:
-    data, body = answer(rows)
     with pytest.raises(AnswerFault, match=words):
-        check_page(data, body, f"{0:064x}", f"{50:064x}", 3, PIN, SHARES)
+        check_page(rows)
 
 
 def test_a_good_page_is_believed() -> None:
-    data, body = answer([row(1), row(2)])
-    found, block = check_page(data, body, f"{0:064x}", f"{50:064x}", 3, PIN, SHARES)
-    assert (list(found), block) == (IDS[:2], 750)
+    assert list(check_page([row(1), row(2)])) == IDS[:2]
 
 
 HEAD = {

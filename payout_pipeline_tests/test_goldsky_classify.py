@@ -33,7 +33,7 @@ MESSAGES = {
     "Query timed out": FaultKind.TRANSIENT,
     "the chain was reorganized while executing the query": FaultKind.TRANSIENT,
     "Failed to decode `block.number` value: `subgraph QmX has only indexed up to block number 12 and data for block "
-    "number 13 is therefore not yet available`": FaultKind.TRANSIENT,
+    "number 13 is therefore not yet available`": FaultKind.BEHIND,
     "Store error: query execution failed: Subgraph `QmX` has not started syncing yet.": FaultKind.TRANSIENT,
     "panic processing query: x": FaultKind.TRANSIENT,
     "something nobody has seen before": FaultKind.TRANSIENT,
@@ -55,8 +55,10 @@ MESSAGES = {
     "Ordering by `payouts` is not supported for type `Condition`": FaultKind.PERMANENT,
     "deployment `nope` does not exist": FaultKind.PERMANENT,
     "Not supported: Mutations are not supported": FaultKind.PERMANENT,
-    "query is too expensive": FaultKind.PERMANENT,
-    "query potentially returns `2000` entities or more": FaultKind.PERMANENT,
+    "query is too expensive": FaultKind.SPLIT,
+    "query potentially returns `2000` entities or more": FaultKind.SPLIT,
+    "auth error: missing authorization header": FaultKind.PERMANENT,
+    "Unauthorized": FaultKind.PERMANENT,
     "Unexpected end of input\nExpected }": FaultKind.PERMANENT,
     'Variable "$a" is never used.': FaultKind.PERMANENT,
     'Cannot query field "payouts" on type "Condition".': FaultKind.PERMANENT,
@@ -71,9 +73,9 @@ def test_each_message_of_graph_node_has_its_class(message: str, kind: FaultKind)
 
 
 def test_the_most_final_of_several_errors_decides() -> None:
-    fault = classify_errors([{"message": "Query timed out"}, {"message": "query is too expensive"}])
+    fault = classify_errors([{"message": "Query timed out"}, {"message": "query has a depth of 101"}])
     assert fault.kind is FaultKind.PERMANENT
-    assert "query is too expensive" in fault.message
+    assert "query has a depth" in fault.message
     assert "1 more" in fault.message
 
 
@@ -109,9 +111,30 @@ def test_errors_of_any_shape_get_a_class_and_one_short_line(errors: object) -> N
     ],
 )  # fmt: skip
 def test_each_status_has_its_class(status: int, kind: FaultKind) -> None:
-    fault = classify_http(status, "<html>" + "x" * 500)
+    fault = classify_http(status, "x" * 500)
     assert fault.kind is kind
     assert str(status) in fault.message
+
+
+def test_a_bot_guard_may_let_the_next_request_pass() -> None:
+    fault = classify_http(403, "<!DOCTYPE html><title>Attention Required!</title>")
+    assert (fault.kind, fault.html) == (FaultKind.TRANSIENT, True)
+    assert "TOKEN" not in fault.message
+
+
+def test_a_token_is_blamed_only_where_there_is_one() -> None:
+    for status in (401, 403):
+        assert "Check GOLDSKY_API_TOKEN" in classify_http(status, "no", has_token=True).message
+        assert "GOLDSKY_API_TOKEN is not set" in classify_http(status, "no", has_token=False).message
+    assert "Check GOLDSKY_API_TOKEN" in classify_errors([{"message": "auth error: API key not found"}]).message
+
+
+@pytest.mark.parametrize("error", [asyncio.TimeoutError(), aiohttp.ServerDisconnectedError(), ConnectionResetError()])
+def test_what_may_come_from_the_size_of_a_request_says_so(error: BaseException) -> None:
+    assert classify_exception(error, 1).heavy
+    assert classify_body(b'{"data":{"condi', None).heavy
+    assert classify_errors([{"message": "Query timed out"}]).heavy
+    assert not classify_http(503, "").heavy
 
 
 def test_an_error_shows_200_characters_without_secrets_and_on_one_line() -> None:

@@ -139,11 +139,11 @@ def test_the_pin_is_behind_the_head_and_every_request_asks_it(
     async def work(client: GoldskyClient) -> int:
         assert client.info is not None
         pin = client.make_pin(client.info, 250)
-        assert pin.number == client.info.head_number - 250
-        assert client.make_pin(client.info, 10**9).number == 0
+        assert pin.block_number == client.info.head_number - 250
+        assert client.make_pin(client.info, 10**9).block_number == 0
         answers = await asyncio.gather(*[client.fetch_batch(ids[n : n + 50], pin) for n in range(0, 400, 50)])
-        assert {answer.block_number for answer in answers} == {pin.number}
-        return pin.number
+        assert {answer.block_number for answer in answers} == {pin.block_number}
+        return pin.block_number
 
     number = run(server.url, tmp_path, work)
     assert [entry.block for entry in server.log.entries[1:]] == [{"number": number}] * 8
@@ -171,6 +171,104 @@ def test_a_client_is_made_from_the_settings(server: SubgraphServer, tmp_path: Pa
 
     assert len(asyncio.run(main()).failed) == 0
     assert (tmp_path / "goldsky-rate.sqlite").exists()
+
+
+# --- several batches in one request -------------------------------------------------------------------------------------
+
+_SELECTION = """ {
+    id
+    payouts
+    resolutionTimestamp
+  }
+"""
+_META = """  _meta(block: {number: 900}) {
+    deployment
+    block {
+      number
+    }
+    hasIndexingErrors
+  }
+}"""
+
+
+def requests_of(tmp_path: Path, work: Callable[[GoldskyClient, Any], Awaitable[Any]], per_request: int) -> list[bytes]:
+    """The bodies of what ``work`` asks of a server that answers none of it."""
+    bodies: list[bytes] = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        bodies.append(await request.read())
+        return web.Response(status=404)
+
+    async def main() -> None:
+        from payout_pipeline.goldsky.answers import SubgraphInfo
+
+        async with odd_server(handler) as url, make_client(url, tmp_path, batches_per_request=per_request) as client:
+            client.info = SubgraphInfo("payouts", True, 900, None, None, "Qm", False)
+            with pytest.raises(GoldskyPermanentError):
+                await work(client, client.make_pin(client.info, 0))
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+    return bodies
+
+
+def test_a_request_of_one_batch_is_what_it_was_before_there_were_several(tmp_path: Path) -> None:
+    batch = [f"{n:064x}" for n in range(3)]
+    query = (
+        "query Conditions($ids: [ID!]!) {\n  conditions(first: 3, where: {id_in: $ids}, block: {number: 900})"
+        + _SELECTION + _META
+    )  # fmt: skip
+    expected = {"query": query, "variables": {"ids": ["0x" + i for i in batch]}}
+    bodies = requests_of(tmp_path, lambda client, pin: client.fetch_batches([batch, ["f" * 64]], pin), 1)
+    assert bodies == [json.dumps(expected, separators=(",", ":")).encode()]
+    page = (
+        "query Resolved($after: ID!, $upper: ID!) {\n  conditions(\n    first: 1000\n    orderBy: id\n"
+        "    orderDirection: asc\n    where: {id_gt: $after, id_lt: $upper, payouts_not: null}\n"
+        "    block: {number: 900}\n  )" + _SELECTION + _META
+    )
+    expected = {"query": page, "variables": {"after": "0x0f", "upper": "0x20"}}
+    bodies = requests_of(tmp_path, lambda client, pin: client.scan([("0f", "20")], pin), 1)
+    assert bodies == [json.dumps(expected, separators=(",", ":")).encode()]
+
+
+def test_each_batch_of_a_request_has_its_own_alias_and_first(tmp_path: Path) -> None:
+    batches = [["1" * 64, "2" * 64], ["3" * 64]]
+    (body,) = requests_of(tmp_path, lambda client, pin: client.fetch_batches(batches, pin), 10)
+    query = (
+        "query Conditions($b0: [ID!]!, $b1: [ID!]!) {\n"
+        "  b0: conditions(first: 2, where: {id_in: $b0}, block: {number: 900})" + _SELECTION
+        + "  b1: conditions(first: 1, where: {id_in: $b1}, block: {number: 900})" + _SELECTION + _META
+    )  # fmt: skip
+    variables = {"b0": ["0x" + "1" * 64, "0x" + "2" * 64], "b1": ["0x" + "3" * 64]}
+    assert json.loads(body) == {"query": query, "variables": variables}
+
+
+def fetch_in_tens(
+    url: str, runtime: Path, ids: list[str], truth: dict[str, Any], *, size: int = 40, per_request: int = 10,
+    options: dict[str, Any] | None = None,
+) -> GoldskyClient:  # fmt: skip
+    """All ids in batches of ``size``, and that the answers are the truth; returns the closed client."""
+    clients: list[GoldskyClient] = []
+
+    async def work(client: GoldskyClient) -> list[BatchAnswer]:
+        assert client.info is not None
+        clients.append(client)
+        pin, batches = client.make_pin(client.info, 0), [ids[n : n + size] for n in range(0, len(ids), size)]
+        answers = await client.fetch_batches(batches, pin)
+        for batch, answer in zip(batches, answers, strict=True):
+            assert sorted([*answer.found, *answer.absent, *answer.failed]) == sorted(batch)
+            assert_true(answer, batch, truth)
+        return answers
+
+    run(url, runtime, work, batches_per_request=per_request, **(options or {}))
+    return clients[0]
+
+
+def test_ten_batches_are_one_request(
+    server: SubgraphServer, tmp_path: Path, ids: list[str], truth: dict[str, Any]
+) -> None:
+    client = fetch_in_tens(server.url, tmp_path, ids, truth)
+    assert (client.stats.requests, client.batches_per_request, client.shrunk_because) == (2, 10, "")
+    assert [entry.aliases for entry in server.log.entries[1:]] == [10]
 
 
 # --- A1, A7: answers that lie ------------------------------------------------------------------------------------------
@@ -293,8 +391,8 @@ def test_a6_a_statement_timeout_halves_the_batch(
     server.faults.add("statement_timeout", max_ids=100)
     answer = fetch(server.url, tmp_path, ids)
     assert_true(answer, ids, truth)
-    assert answer.requests == 7  # 400; 200, 200; 100 four times
-    assert [entry.id_count for entry in server.log.entries[1:]] == [400, 200, 100, 100, 200, 100, 100]
+    assert answer.requests == 6
+    assert [entry.id_count for entry in server.log.entries[1:]] == [400, 200, 100, 100, 100, 100]
 
 
 def test_a6_a_permanent_error_ends_the_run_at_once(server: SubgraphServer, tmp_path: Path, ids: list[str]) -> None:
@@ -383,7 +481,7 @@ def test_a_pruned_block_asks_for_a_pin_without_history_and_that_works(
         assert caught.value.history_not_kept
         pin = client.make_pin(client.info, 1_000_000, history_kept=False)
         answer = await client.fetch_batch(ids, pin)
-        assert answer.block_number == client.info.head_number >= pin.number
+        assert answer.block_number == client.info.head_number >= pin.block_number
         return answer
 
     with SubgraphServer(SubgraphConfig(conditions=data.conditions)) as probe:
@@ -748,25 +846,23 @@ def test_an_endless_answer_is_not_read_to_its_end(tmp_path: Path) -> None:
 # --- scans ---------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("per_request", [1, 2, 10])
 @pytest.mark.parametrize("cap", [None, 100, 7])
 @pytest.mark.parametrize("schema", ["payouts", "numerators"])
 def test_a_scan_finds_every_resolved_condition_once(
-    data: GeneratedData, tmp_path: Path, truth: dict[str, Any], cap: int | None, schema: Any
+    data: GeneratedData, tmp_path: Path, truth: dict[str, Any], cap: int | None, schema: Any, per_request: int
 ) -> None:
     async def work(client: GoldskyClient) -> list[str]:
         assert client.info is not None
         pin = client.make_pin(client.info, 0)
-        found: list[str] = []
-        for lower, upper in (("", "4"), ("4", "80"), ("80", None)):
-            async for page in client.scan(lower, upper, pin, first=200):
-                assert page.block_number == pin.number
-                found += page.found
-        return found
+        answers = await client.scan([("", "4"), ("4", "80"), ("80", None)], pin)
+        assert {answer.block_number for answer in answers} == {pin.block_number}
+        return [identifier for answer in answers for identifier in answer.found]
 
     with SubgraphServer(SubgraphConfig(conditions=data.conditions, schema=schema)) as server:
         if cap:
             server.faults.add("page_cap", rows=cap)
-        found = run(server.url, tmp_path, work)
+        found = run(server.url, tmp_path, work, batches_per_request=per_request)
     assert found == sorted(i for i, payouts in truth.items() if payouts is not None)
 
 
@@ -776,8 +872,9 @@ def test_a_scan_survives_faults(server: SubgraphServer, tmp_path: Path, truth: d
 
     async def work(client: GoldskyClient) -> list[str]:
         assert client.info is not None
-        pages = client.scan("", None, client.make_pin(client.info, 0), first=20)
-        return [identifier async for page in pages for identifier in page.found]
+        client._rows_per_query = 20
+        answers = await client.scan([("", "8"), ("8", None)], client.make_pin(client.info, 0))
+        return [identifier for answer in answers for identifier in answer.found]
 
-    found = run(server.url, tmp_path, work, max_retries=6)
+    found = run(server.url, tmp_path, work, max_retries=6, batches_per_request=2)
     assert found == sorted(i for i, payouts in truth.items() if payouts is not None)

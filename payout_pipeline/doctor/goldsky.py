@@ -120,14 +120,15 @@ class _Visit:
         pin = client.make_pin(info, margin)
         try:
             answer = await client.fetch_batch(sample, pin)
-            self._say("ok", f"block {pin.number:,} ({margin} behind the head) is kept")
+            self._say("ok", f"block {pin.block_number:,} ({margin} behind the head) is kept")
         except SnapshotGoneError as gone:
             if not gone.history_not_kept:
                 raise
             pin = client.make_pin(info, margin, history_kept=False)
             answer = await client.fetch_batch(sample, pin)
             self._say(
-                "warning", f"block {pin.number:,} is not kept: a run asks at the head instead (no single snapshot)"
+                "warning",
+                f"block {pin.block_number:,} is not kept: a run asks at the head instead (no single snapshot)",
             )
         if answer.failed:
             self._say("problem", f"a query failed: {next(iter(answer.failed.values()))}", _RETRY)

@@ -1,31 +1,26 @@
-"""Questions and answers: the GraphQL documents, and the checks that an answer has to pass before it is believed.
+"""What is believed of an answer: the checks that it has to pass.
 
-Pure functions over parsed JSON. Ids outside this module have no ``0x``; the subgraph's have.
+Pure functions over parsed JSON. Ids outside this package have no ``0x``; the subgraph's have.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
-from functools import lru_cache
-from itertools import chain, repeat
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeGuard
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, TypeGuard
 
 from payout_pipeline.goldsky.classify import Fault, FaultKind
+from payout_pipeline.goldsky.pin import MAX_BLOCK, Pin
 from payout_pipeline.scrub import excerpt
 
-if TYPE_CHECKING:
-    from graphql import DocumentNode
-
 SchemaKind = Literal["payouts", "numerators"]
-PinMode = Literal["number", "number_gte"]
 
-MAX_FIRST = 1000  # graph-node's default limit of `first` (GRAPH_GRAPHQL_MAX_FIRST)
-_MAX_BLOCK = 2**31 - 1  # Block_height.number is a GraphQL Int
+MAX_VALUE_CHARACTERS = 100_000  # 257 outcomes of 34 digits are a tenth of it
 _ROUND_PAGE = 50  # page sizes people and servers choose are multiples of this, or powers of two
 _UNLIKELY = 0.01
+_HEX = frozenset("0123456789abcdef")
 
 
 class JSONNumber(str):
@@ -73,19 +68,24 @@ class SubgraphInfo:
         return Fields(self.schema_kind, self.has_resolution_timestamp)
 
 
-@dataclass(frozen=True, slots=True)
-class Pin:
-    """The block that a whole run asks: exactly ``number``, or with ``number_gte`` the head, if it is not behind."""
+@dataclass(slots=True)
+class BatchAnswer:
+    """What became of each id of a batch: it is in exactly one of ``found``, ``absent`` and ``failed``.
 
-    number: int
-    deployment: str
-    mode: PinMode = "number"
+    ``found`` holds raw JSON values; ``failed`` the last error. ``block_number`` is that of the answers (0 if there was
+    none; the lowest where pieces of the batch were answered at several blocks). ``attempts``: 1 + repetitions of
+    requests; ``requests``: those that carried ids of it. ``duration`` in seconds, waiting for the rate limit included.
+    ``unavailable``: the subgraph is given up. Of a scan it is one range, which has neither ``absent`` nor ``failed``.
+    """
 
-    def __post_init__(self) -> None:
-        if type(self.number) is not int or not 0 <= self.number <= _MAX_BLOCK:
-            raise ValueError(f"a block number is a whole number from 0 to {_MAX_BLOCK}, not {self.number!r}")
-        if self.mode not in ("number", "number_gte"):
-            raise ValueError(f"a pin is by number or by number_gte, not {self.mode!r}")
+    found: dict[str, RawCondition] = field(default_factory=dict)
+    absent: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    block_number: int = 0
+    attempts: int = 1
+    requests: int = 0
+    duration: float = 0.0
+    unavailable: bool = False
 
 
 class AnswerFault(Exception):  # noqa: N818 - a fault that was classified, not an error of the program
@@ -96,76 +96,9 @@ class AnswerFault(Exception):  # noqa: N818 - a fault that was classified, not a
         self.fault = fault
 
 
-def refuse(message: str) -> AnswerFault:
-    """An answer that must not be stored; the same question is asked again."""
-    return AnswerFault(Fault(FaultKind.REFUSED, f"the answer was refused: {message}"))
-
-
-# --- documents ----------------------------------------------------------------------------------------------------
-
-# `__type`, `__schema` and `_meta` without aliases: only under these keys are they still answered by a deployment that
-# has failed. `_meta` without a block is the head.
-_PROBE = """
-query Probe {
-  __schema { queryType { fields { name } } }
-  __type(name: "Condition") { kind fields { name } }
-  _meta { block { number hash timestamp } deployment hasIndexingErrors }
-}
-"""
-_HEAD = "query Head { _meta { block { number } deployment hasIndexingErrors } }"
-
-
-def _parse(text: str) -> DocumentNode:
-    from graphql import parse
-
-    return parse(text, no_location=True)
-
-
-@lru_cache(maxsize=1)
-def probe_document() -> DocumentNode:
-    """Schema and head in one request."""
-    return _parse(_PROBE)
-
-
-@lru_cache(maxsize=1)
-def head_document() -> DocumentNode:
-    """The cheapest question there is: whether the subgraph answers at all."""
-    return _parse(_HEAD)
-
-
-def _selection(fields: Fields) -> str:
-    vector = "payouts" if fields.kind == "payouts" else "payoutNumerators payoutDenominator"
-    return f"id {vector}{' resolutionTimestamp' if fields.resolution_timestamp else ''}"
-
-
-def _meta(pin: Pin) -> str:
-    # The same block argument in a neighbouring root field makes one group of both: one snapshot, all or nothing.
-    return f"_meta(block: {{{pin.mode}: {pin.number}}}) {{ deployment block {{ number }} hasIndexingErrors }}"
-
-
-@lru_cache(maxsize=256)
-def batch_document(fields: Fields, pin: Pin, first: int) -> DocumentNode:
-    """The question for a list of ids. ``first`` is written out, because graph-node takes a variable one for 100 when it
-    estimates the weight of a query; the ids are a variable."""
-    return _parse(
-        f"query Conditions($ids: [ID!]!) {{ conditions(first: {int(first)}, where: {{id_in: $ids}}, "
-        f"block: {{{pin.mode}: {pin.number}}}) {{ {_selection(fields)} }} {_meta(pin)} }}"
-    )
-
-
-@lru_cache(maxsize=256)
-def scan_document(fields: Fields, pin: Pin, first: int, bounded: bool) -> DocumentNode:
-    """The question for the next resolved conditions in id order, after ``$after`` (and, bounded, before ``$upper``)."""
-    resolved = "payouts_not: null" if fields.kind == "payouts" else 'payoutDenominator_gt: "0"'
-    upper_variable, upper = (", $upper: ID!", ", id_lt: $upper") if bounded else ("", "")
-    return _parse(
-        f"query Resolved($after: ID!{upper_variable}) {{ conditions(first: {int(first)}, orderBy: id, "
-        f"orderDirection: asc, where: {{id_gt: $after{upper}, {resolved}}}, block: {{{pin.mode}: {pin.number}}}) "
-        f"{{ {_selection(fields)} }} {_meta(pin)} }}"
-    )
-
-
-# --- checks ---------------------------------------------------------------------------------------------------------
+def refuse(message: str, *, splits: bool = True) -> AnswerFault:
+    """An answer that must not be stored; the same question is asked again, and then, if it ``splits``, in parts."""
+    return AnswerFault(Fault(FaultKind.REFUSED, f"the answer was refused: {message}", splits=splits))
 
 
 def read_probe(data: object, endpoint: str, *, failed: bool) -> SubgraphInfo:
@@ -208,7 +141,7 @@ def read_probe(data: object, endpoint: str, *, failed: bool) -> SubgraphInfo:
         errors = meta["hasIndexingErrors"]  # type: ignore[index]
     except (TypeError, KeyError):
         raise permanent("it has `conditions`, but no `_meta` that tells its head: no graph-node subgraph") from None
-    if type(number) is not int or not 0 <= number <= _MAX_BLOCK or not isinstance(deployment, str) or not deployment:
+    if type(number) is not int or not 0 <= number <= MAX_BLOCK or not isinstance(deployment, str) or not deployment:
         raise refuse(f"its head is {excerpt(repr(number))} of deployment {excerpt(repr(deployment))}")
     timestamp, block_hash = block.get("timestamp"), block.get("hash")
     return SubgraphInfo(
@@ -229,7 +162,7 @@ def check_meta(data: dict[str, Any], pin: Pin) -> int:
         number, deployment = meta["block"]["number"], meta["deployment"]  # type: ignore[index]
         has_errors = meta["hasIndexingErrors"]  # type: ignore[index]
     except (TypeError, KeyError):
-        raise refuse("it does not tell its block and deployment") from None
+        raise refuse("it does not tell its block and deployment", splits=False) from None
     if deployment != pin.deployment:
         raise AnswerFault(
             Fault(
@@ -238,8 +171,9 @@ def check_meta(data: dict[str, Any], pin: Pin) -> int:
                 f"{excerpt(str(deployment))} during the run; answers of two deployments are never mixed",
             )
         )
-    if type(number) is not int or (number != pin.number if pin.mode == "number" else number < pin.number):
-        raise refuse(f"it is of block {excerpt(repr(number))}, asked was {pin.mode} {pin.number}")
+    asked = pin.block_number
+    if type(number) is not int or (number != asked if pin.kind == "number" else number < asked):
+        raise refuse(f"it is of block {excerpt(repr(number))}, asked was {pin.kind} {asked}", splits=False)
     if has_errors is not False:
         raise AnswerFault(
             Fault(
@@ -251,65 +185,8 @@ def check_meta(data: dict[str, Any], pin: Pin) -> int:
     return int(number)
 
 
-def _rows(data: object) -> list[dict[str, Any]]:
-    if not isinstance(data, dict):
-        raise refuse("it has no data")
-    rows = data.get("conditions")
-    if not isinstance(rows, list):
-        raise refuse("`conditions` is no list")
-    return rows
-
-
-def _conditions(rows: list[Any], ids: list[str], body: bytes, fields: Fields) -> dict[str, RawCondition]:
-    """The raw conditions of the rows under ``ids``, which are in the rows' order; a missing field refuses the answer.
-
-    Where a value is not of the type that the schema promises, the text of the answer is read again without ever making a
-    number a float.
-    """
-    nothing: list[Any] = [None] * len(rows)
-
-    def columns() -> tuple[list[Any], list[Any], list[Any], list[Any]]:
-        by_share = fields.kind == "payouts"
-        return (
-            [row["payouts"] for row in rows] if by_share else nothing,
-            nothing if by_share else [row["payoutNumerators"] for row in rows],
-            nothing if by_share else [row["payoutDenominator"] for row in rows],
-            [row["resolutionTimestamp"] for row in rows] if fields.resolution_timestamp else nothing,
-        )
-
-    try:
-        payouts, numerators, denominators, timestamps = columns()
-        vectors = payouts if fields.kind == "payouts" else numerators
-        scalars = set(map(type, denominators)) | set(map(type, timestamps))
-        as_promised = (
-            _LISTS.issuperset(map(type, vectors))
-            and _STRINGS.issuperset(map(type, chain.from_iterable(filter(None, vectors))))
-            and _SCALARS.issuperset(scalars)
-        )
-        if not as_promised:
-            rows = read_exactly(body)["data"]["conditions"]
-            payouts, numerators, denominators, timestamps = columns()
-    except KeyError as error:
-        raise refuse(f"a row lacks the field {excerpt(str(error))}") from None
-    except (ValueError, TypeError, RecursionError) as error:
-        raise refuse(f"it cannot be read exactly: {excerpt(str(error))}") from None
-    return dict(
-        zip(
-            ids,
-            map(_NEW, repeat(RawCondition), zip(payouts, numerators, denominators, timestamps, strict=True)),
-            strict=True,
-        )
-    )
-
-
-_LISTS = frozenset({list, type(None)})
-_STRINGS = frozenset({str})
-_SCALARS = frozenset({str, int, type(None)})
-_NEW: Callable[..., Any] = tuple.__new__  # a thousand times per answer: without the detour over Python
-
-
 def read_exactly(body: bytes) -> Any:
-    """The JSON of ``body`` with no number ever made a float. Raises ValueError on what is no strict JSON."""
+    """The JSON of ``body`` with no number ever made a float. Raises ValueError or RecursionError on what is none."""
 
     def constant(name: str) -> object:
         raise ValueError(f"{name} is no JSON")
@@ -320,38 +197,66 @@ def read_exactly(body: bytes) -> Any:
     return json.loads(body, parse_float=JSONNumber, parse_int=whole, parse_constant=constant)
 
 
-def check_batch(
-    data: object, body: bytes, asked: Mapping[str, str], pin: Pin, fields: Fields
-) -> tuple[dict[str, RawCondition], int]:
-    """The conditions found among ``asked`` (id with ``0x`` → id without), and the block. Raises AnswerFault.
+def _condition(row: dict[str, Any], fields: Fields) -> RawCondition:
+    by_share = fields.kind == "payouts"
+    try:
+        return RawCondition(
+            _bounded(row["payouts"]) if by_share else None,
+            None if by_share else _bounded(row["payoutNumerators"]),
+            None if by_share else _bounded(row["payoutDenominator"]),
+            _bounded(row["resolutionTimestamp"]) if fields.resolution_timestamp else None,
+        )
+    except KeyError as error:
+        raise refuse(f"a row lacks the field {excerpt(str(error))}") from None
+    except RecursionError:
+        raise refuse("a value is nested too deeply") from None
+
+
+def _bounded(value: Any) -> Any:
+    """``value``, or a remark in its place, which makes the vector invalid, where it is too long to be kept."""
+    length = _length(value)
+    if length <= MAX_VALUE_CHARACTERS:
+        return value
+    return f"(a value of {length:,} characters; up to {MAX_VALUE_CHARACTERS:,} are kept)"
+
+
+def _length(value: Any) -> int:
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, list):
+        return sum(map(_length, value), len(value))
+    if isinstance(value, dict):
+        return sum(len(key) + _length(inner) for key, inner in value.items())
+    return 8
+
+
+def check_ids(rows: list[Any], ids: Sequence[str], fields: Fields) -> dict[str, RawCondition]:
+    """The conditions found among ``ids``. Raises AnswerFault.
 
     Each row's id was asked for, in the same form, and none comes twice. Whether something is missing is another
     question: :func:`doubtful`.
     """
-    rows = _rows(data)
-    block = check_meta(data, pin)  # type: ignore[arg-type]
-    if len(rows) > len(asked):
-        raise refuse(f"{len(rows)} rows for {len(asked)} ids")
-    try:
-        names = [asked[row["id"]] for row in rows]
-    except (KeyError, TypeError):
-        raise refuse(_what_is_wrong(rows, asked)) from None
-    found = _conditions(rows, names, body, fields)
-    if len(found) != len(rows):
-        twice = next(name for position, name in enumerate(names) if name in names[:position])
-        raise refuse(f"the id 0x{twice} comes twice")
-    return found, block
-
-
-def _what_is_wrong(rows: list[Any], asked: Mapping[str, str]) -> str:
+    if len(rows) > len(ids):
+        raise refuse(f"{len(rows)} rows for {len(ids)} ids")
+    asked = {"0x" + i: i for i in ids}
+    found: dict[str, RawCondition] = {}
     for row in rows:
-        if not isinstance(row, dict) or "id" not in row:
-            return "a row is no object with an id"
-        identifier = row["id"]
-        if not isinstance(identifier, str) or identifier not in asked:
-            how = " in upper case" if isinstance(identifier, str) and identifier.lower() in asked else ""
-            return f"the id {excerpt(str(identifier), 80)} was not asked for{how}"
-    return "a row cannot be read"
+        try:
+            name = asked[row["id"]]
+        except (KeyError, TypeError):
+            raise refuse(_what_is_wrong(row, asked)) from None
+        if name in found:
+            raise refuse(f"the id 0x{name} comes twice")
+        found[name] = _condition(row, fields)
+    return found
+
+
+def _what_is_wrong(row: object, asked: Collection[str]) -> str:
+    if not isinstance(row, dict) or "id" not in row:
+        return "a row is no object with an id"
+    identifier = row["id"]
+    how = " in upper case" if isinstance(identifier, str) and identifier.lower() in asked else ""
+    return f"the id {excerpt(str(identifier), 80)} was not asked for{how}"
 
 
 def doubtful(asked: Collection[str], found: dict[str, RawCondition]) -> list[str]:
@@ -376,15 +281,12 @@ def doubtful(asked: Collection[str], found: dict[str, RawCondition]) -> list[str
     return tail if round_size or improbable else []
 
 
-def check_page(
-    data: object, body: bytes, after: str, upper: str | None, first: int, pin: Pin, fields: Fields
-) -> tuple[dict[str, RawCondition], int]:
-    """The conditions of a scan's page (no ``0x``, ascending), and the block. Raises AnswerFault."""
-    rows = _rows(data)
-    block = check_meta(data, pin)  # type: ignore[arg-type]
+def check_page(rows: list[Any], after: str, upper: str | None, first: int, fields: Fields) -> dict[str, RawCondition]:
+    """The conditions of a scan's page (no ``0x``, ascending). Raises AnswerFault."""
     if len(rows) > first:
         raise refuse(f"{len(rows)} rows where at most {first} were asked for")
-    previous, names = "0x" + after, list[str]()
+    previous = "0x" + after
+    found: dict[str, RawCondition] = {}
     for row in rows:
         identifier = row.get("id") if isinstance(row, dict) else None
         if not _is_id(identifier):
@@ -393,12 +295,9 @@ def check_page(
             raise refuse(f"the id {identifier} comes after {excerpt(previous, 80)}: not in strictly ascending order")
         if upper is not None and identifier >= "0x" + upper:
             raise refuse(f"the id {identifier} lies beyond the upper end 0x{upper}")
-        names.append(identifier[2:])
+        found[identifier[2:]] = _condition(row, fields)
         previous = identifier
-    return _conditions(rows, names, body, fields), block
-
-
-_HEX = frozenset("0123456789abcdef")
+    return found
 
 
 def _is_id(value: object) -> TypeGuard[str]:

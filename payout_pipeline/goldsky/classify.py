@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
@@ -26,6 +25,7 @@ class FaultKind(str, Enum):
     TRANSIENT = "transient"  # the same request may succeed later
     REFUSED = "refused"  # an answer came, but it must not be believed: ask again
     SPLIT = "split"  # the request is too heavy: ask for fewer ids at once
+    BEHIND = "behind"  # the head is before the block asked for: soon over, or the block is gone
     REPIN = "repin"  # the block or the deployment is gone: the whole run needs a new snapshot
     RATE_LIMITED = "rate_limited"  # over the server's limit: everybody waits
     PERMANENT = "permanent"  # no repetition helps
@@ -42,6 +42,8 @@ class Fault:
     history_not_kept: bool = False
     overloaded: bool = False  # the server asks for a long pause
     html: bool = False  # something that is not an API answered: final where nothing ever answered better
+    splits: bool = True  # parts of the request may be answered where the whole is not
+    heavy: bool = False  # may well come from the request's size
 
 
 # In the order of precedence of what to do when an answer lists several errors.
@@ -50,8 +52,11 @@ _PRECEDENCE = (
     FaultKind.REPIN,
     FaultKind.RATE_LIMITED,
     FaultKind.SPLIT,
+    FaultKind.BEHIND,
     FaultKind.TRANSIENT,
 )
+
+_TOKEN = re.compile(r"(?i)\Aauth error\b|unauthori[sz]ed|forbidden")
 
 _RULES: tuple[tuple[FaultKind, re.Pattern[str]], ...] = (
     (
@@ -64,14 +69,16 @@ _RULES: tuple[tuple[FaultKind, re.Pattern[str]], ...] = (
             r"canceling statement due to statement timeout"
             r"|error encoding message to server"  # more ids than the database takes as bound values
             r"|\Athe result size of "
+            r"|\Aquery is too expensive|\Aquery potentially returns"
         ),
     ),
+    (FaultKind.BEHIND, re.compile(r"has only indexed up to")),
     (FaultKind.RATE_LIMITED, re.compile(r"(?i)too many requests|\brate.?limit|query allowance")),
     (
         FaultKind.TRANSIENT,
         re.compile(
             r"\AStore error: |\Aservice is overloaded|\AQuery timed out|\Athe chain was reorganized"
-            r"|has only indexed up to|has not started syncing|\Apanic processing query|\Ainternal error"
+            r"|has not started syncing|\Apanic processing query|\Ainternal error"
             r"|\AFailed to get entities from store: |(?i:bad indexers)"
         ),
     ),
@@ -80,14 +87,16 @@ _RULES: tuple[tuple[FaultKind, re.Pattern[str]], ...] = (
         re.compile(
             r"\AInvalid value provided|has no field|argument must be between|\ANon-list value|\AFilter must by"
             r"|\ACannot mix column|\AOrdering by |\Adeployment `.*` does not exist|\ANot supported"
-            r"|\Aquery is too expensive|\Aquery potentially returns|\Aquery has a depth"
+            r"|\Aquery has a depth"
             r"|\AUnexpected |\AParse error|\ASyntax Error|Recursion limit exceeded|\AOperation name required"
             r"|\AUnknown (?:argument|fragment|type|directive|field)|\ACannot query field|\AVariable \"|\AField \""
             r"|\ANo value provided for required|\AFailed to decode|\AInvalid subgraph name|(?i:\ASubgraph .*not found)"
-            r"|(?i:unauthori[sz]ed|forbidden|payment required)"
+            r"|(?i:payment required)"
         ),
     ),
+    (FaultKind.PERMANENT, _TOKEN),
 )
+_HEAVY = re.compile(r"\AQuery timed out")
 _OVERLOADED = re.compile(r"\Aservice is overloaded|\AStore error: database unavailable")
 _HISTORY = re.compile(r"only has data starting at")
 _NOT_GRAPHQL = re.compile(r"(?i)\A\s*(?:<!doctype|<html|<\?xml|<)")
@@ -113,10 +122,13 @@ def classify_errors(errors: object, status: int | None = None) -> Fault:
     more = f" (and {len(messages) - 1} more)" if len(messages) > 1 else ""
     return Fault(
         kind,
-        f"the subgraph answered with an error: {excerpt(first, EXCERPT_LENGTH)}{more}",
+        f"the subgraph answered with an error: {excerpt(first, EXCERPT_LENGTH)}{more}"
+        + (". Check GOLDSKY_API_TOKEN." if kind is FaultKind.PERMANENT and _TOKEN.search(first) else ""),
         status,
+        heavy=bool(_HEAVY.search(first)),
         history_not_kept=kind is FaultKind.REPIN and bool(_HISTORY.search(first)),
-        overloaded=bool(_OVERLOADED.search(first)),
+        # A replica that lags behind needs seconds, not milliseconds.
+        overloaded=kind is FaultKind.BEHIND or bool(_OVERLOADED.search(first)),
     )
 
 
@@ -135,7 +147,14 @@ def _message_of(error: object) -> str:
     return error if isinstance(error, str) else repr(error)[:1000]
 
 
-def classify_http(status: int, body: str, *, retry_after: float | None = None, location: str | None = None) -> Fault:
+def classify_http(
+    status: int,
+    body: str,
+    *,
+    retry_after: float | None = None,
+    location: str | None = None,
+    has_token: bool = True,
+) -> Fault:
     """The class of an answer whose status is not 200. ``body``: as much of the text as was read."""
     shown = excerpt(body, EXCERPT_LENGTH) or "an empty body"
     text = f"HTTP {status}: {shown}"
@@ -153,9 +172,12 @@ def classify_http(status: int, body: str, *, retry_after: float | None = None, l
         return Fault(FaultKind.SPLIT, text, status)
     if status in _TRANSIENT_STATUS or status >= 500:
         return Fault(FaultKind.TRANSIENT, text, status, retry_after)
+    if status == 403 and _NOT_GRAPHQL.match(body):
+        return Fault(FaultKind.TRANSIENT, f"a bot guard or proxy answered with {text}", status, retry_after, html=True)
+    token = "Check GOLDSKY_API_TOKEN" if has_token else "GOLDSKY_API_TOKEN is not set: check whether one is needed"
     hint = {
-        401: " Check GOLDSKY_API_TOKEN.",
-        403: " Check GOLDSKY_API_TOKEN and that the endpoint belongs to its project.",
+        401: f" {token}.",
+        403: f" {token} and that the endpoint belongs to its project.",
         404: " No subgraph is deployed there: check name and version in GOLDSKY_ENDPOINT.",
         405: " This is no GraphQL endpoint: check GOLDSKY_ENDPOINT.",
     }.get(status, "")
@@ -179,8 +201,11 @@ def classify_body(body: bytes, answer: object) -> Fault:
             return Fault(FaultKind.RATE_LIMITED, f"HTTP 200: {shown}", 200)
     if not text.strip():
         return Fault(FaultKind.TRANSIENT, "HTTP 200 with an empty body", 200)
-    what = "which is HTML" if _NOT_GRAPHQL.match(text) else "which is no GraphQL answer"
-    return Fault(FaultKind.TRANSIENT, f"HTTP 200 with a body {what}: {shown}", 200, html=bool(_NOT_GRAPHQL.match(text)))
+    html = bool(_NOT_GRAPHQL.match(text))
+    what = "which is HTML" if html else "which is no GraphQL answer"
+    # What is no JSON but begins like it was cut off, perhaps because it is long.
+    message = f"HTTP 200 with a body {what}: {shown}"
+    return Fault(FaultKind.TRANSIENT, message, 200, html=html, heavy=not html)
 
 
 def classify_exception(error: BaseException, timeout_seconds: float) -> Fault:
@@ -193,13 +218,16 @@ def classify_exception(error: BaseException, timeout_seconds: float) -> Fault:
         return Fault(
             FaultKind.TRANSIENT,
             f"no complete answer within {timeout_seconds:g} s (GOLDSKY_TIMEOUT_SECONDS)",
+            heavy=True,
         )
     text = f"{type(error).__name__}: {excerpt(str(error), EXCERPT_LENGTH)}"
     if isinstance(error, (aiohttp.ClientConnectorCertificateError, ssl.SSLCertVerificationError)):
         return Fault(FaultKind.PERMANENT, f"the server's certificate cannot be verified: {text}")
     if isinstance(error, (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError)):
         return Fault(FaultKind.PERMANENT, f"GOLDSKY_ENDPOINT is no usable address: {text}")
-    return Fault(FaultKind.TRANSIENT, f"the connection failed: {text}")
+    # Some gateways close the connection on large requests. A connection that was never made says nothing of the request.
+    heavy = not isinstance(error, aiohttp.ClientConnectorError)
+    return Fault(FaultKind.TRANSIENT, f"the connection failed: {text}", heavy=heavy)
 
 
 _SECONDS = re.compile(r"\A[0-9]{1,15}(?:\.[0-9]{1,9})?\Z")
@@ -265,10 +293,3 @@ def capped_wait(retry_after: float | None, *, cap: float, window: float) -> Wait
             least, f"HTTP 429 with Retry-After {retry_after:g} s; waiting {least:g} s, the limit's whole window"
         )
     return Wait(retry_after, f"HTTP 429 with Retry-After {retry_after:g} s")
-
-
-def summarise(messages: Sequence[str]) -> str:
-    """The last of several error messages, with how many there were."""
-    if not messages:
-        return "no error recorded"
-    return messages[-1] if len(messages) == 1 else f"{messages[-1]} (after {len(messages)} attempts)"

@@ -239,7 +239,6 @@ class Slot:
         self._pacer, self._is_probe = pacer, is_probe
         self._lease = rate_limit.owner() + secrets.token_hex(8)
         self.unused = False
-        self.answered = False  # for callers: an error of the server is an answer too
 
     async def __aenter__(self) -> Slot:
         async with contextlib.nullcontext() if self._is_probe else self._pacer._queue:

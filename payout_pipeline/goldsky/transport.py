@@ -1,29 +1,28 @@
 """gql's aiohttp transport, with what gql leaves out: the text of errors, a limit of the answer's size, no redirects.
 
-gql drops the body of an HTTP error, prints the query's syntax tree anew for every request, and reads an answer of any
-size. Here each document is printed once, the first characters of an error survive (scrubbed), and every failure is one
-:class:`AnswerFault` with its class.
+gql drops the body of an HTTP error and reads an answer of any size. Here the first characters of an error survive
+(scrubbed), an answer is unpacked up to a limit, and every failure is one :class:`AnswerFault` with its class.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
+import json
 import ssl
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import AsyncIterator, Mapping
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
-import orjson
 from gql.transport.aiohttp import AIOHTTPTransport
 from gql.transport.exceptions import TransportClosed
-from graphql import ExecutionResult, print_ast
+from graphql import ExecutionResult
 
-from payout_pipeline.goldsky.answers import AnswerFault
+from payout_pipeline.goldsky.answers import AnswerFault, read_exactly, refuse
 from payout_pipeline.goldsky.classify import (
     Fault,
     FaultKind,
@@ -33,13 +32,15 @@ from payout_pipeline.goldsky.classify import (
     classify_http,
     parse_retry_after,
 )
-from payout_pipeline.scrub import register_secret
+from payout_pipeline.scrub import excerpt, register_secret
 
 if TYPE_CHECKING:
     from gql import GraphQLRequest
-    from graphql import DocumentNode
 
-MAX_ANSWER_BYTES = 64 * 1024 * 1024  # a thousand conditions of 257 outcomes are a fifth of it
+MAX_ANSWER_BYTES = 64 * 1024 * 1024  # unpacked; a thousand conditions of 257 outcomes are a fifth of it
+_LARGE_BYTES = 8 * 1024 * 1024  # answers above it are read one at a time, so that many of them take no more memory
+_SHOWN_BYTES = 4000
+_PIECE_BYTES = 256 * 1024
 _USER_AGENT = "payout-pipeline (gql, aiohttp)"
 
 
@@ -57,29 +58,6 @@ def proxy_of_environment(url: str) -> str | None:
     return proxy
 
 
-@contextlib.contextmanager
-def collector_paused() -> Iterator[None]:
-    """No garbage collection inside. Thousands of new objects, none of them garbage, would set it off several times for
-    each answer, and it takes longer than reading the answer does."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-class Answer(ExecutionResult):
-    """An execution result together with the bytes that it was read from."""
-
-    __slots__ = ("body",)
-
-    def __init__(self, data: Any, errors: Any, body: bytes) -> None:
-        super().__init__(data=data, errors=errors)
-        self.body = body
-
-
 class GoldskyTransport(AIOHTTPTransport):
     """POST to one endpoint. ``timeout_seconds``: from the start of connecting to the last byte of the answer."""
 
@@ -88,13 +66,14 @@ class GoldskyTransport(AIOHTTPTransport):
         tls: ssl.SSLContext | None = None,
     ) -> None:  # fmt: skip
         headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": _USER_AGENT}
+        headers["Accept-Encoding"] = "gzip"
         if token:
             headers["Authorization"] = f"Bearer {token}"
         super().__init__(url=url, headers=headers, ssl=tls if tls is not None else True, ssl_close_timeout=1)
         self.timeout_seconds = timeout_seconds
         self.max_answer_bytes = max_answer_bytes
         self._proxy: str | None = None
-        self._queries: dict[int, tuple[DocumentNode, bytes]] = {}
+        self._large = asyncio.Lock()
 
     async def connect(self) -> None:
         """Open the session. No connection is made before the first request."""
@@ -102,74 +81,58 @@ class GoldskyTransport(AIOHTTPTransport):
             "trust_env": False,  # see _proxy
             "cookie_jar": aiohttp.DummyCookieJar(),
             "connector": aiohttp.TCPConnector(limit=0, keepalive_timeout=60),  # the callers' number is the limit
-            # aiohttp rounds longer deadlines up to whole seconds unless told otherwise.
-            "timeout": aiohttp.ClientTimeout(total=self.timeout_seconds, ceil_threshold=1e9),
+            "timeout": aiohttp.ClientTimeout(total=None),  # see execute
+            "auto_decompress": False,  # aiohttp unpacks whole chunks, and a kilobyte may hold a megabyte
             "cookies": None,
         }
         self._proxy = proxy_of_environment(self.url)
         await super().connect()
 
-    def _serialise(self, request: GraphQLRequest) -> bytes:
-        cached = self._queries.get(id(request.document))
-        if cached is None or cached[0] is not request.document:
-            if len(self._queries) >= 512:
-                self._queries.clear()
-            cached = (request.document, b'{"query":' + orjson.dumps(print_ast(request.document)))
-            self._queries[id(request.document)] = cached
-        if not request.variable_values:
-            return cached[1] + b"}"
-        return cached[1] + b',"variables":' + orjson.dumps(request.variable_values) + b"}"
-
     async def execute(
         self, request: GraphQLRequest, *, extra_args: dict[str, Any] | None = None, upload_files: bool = False
     ) -> ExecutionResult:
-        """One request, one :class:`Answer` without errors; anything else raises AnswerFault.
+        """One request, its data and errors as they came; anything else raises AnswerFault.
 
-        ``indexing_error`` beside data is handed through: the caller decides what may be used of it.
+        ``extra_args``: ``most_rows``, above which an answer is refused before it is parsed.
         """
         if self.session is None:
             raise TransportClosed("the transport is not connected")
-        body = self._serialise(request)
+        body = json.dumps(request.payload, separators=(",", ":")).encode()
+        most_rows: int = (extra_args or {}).get("most_rows", 0)
         try:
-            async with self.session.post(
-                self.url, data=body, ssl=self.ssl, proxy=self._proxy, allow_redirects=False
-            ) as response:
-                status = response.status
-                content = await self._read(response, 4000 if status != 200 and status != 400 else self.max_answer_bytes)
-                headers = response.headers
+            return await asyncio.wait_for(self._post(self.session, body, most_rows), self.timeout_seconds)
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
             raise AnswerFault(classify_exception(error, self.timeout_seconds)) from error
-        if status != 200:
-            raise AnswerFault(self._http_fault(status, content, headers))
-        try:
-            with collector_paused():
-                answer = orjson.loads(content)
-        except orjson.JSONDecodeError:
-            raise AnswerFault(classify_body(content, None)) from None
-        if not isinstance(answer, dict) or ("errors" not in answer and answer.get("data") is None):
-            if isinstance(answer, dict) and "data" in answer:
-                raise AnswerFault(Fault(FaultKind.TRANSIENT, 'HTTP 200 with {"data": null} and no errors', 200))
-            raise AnswerFault(classify_body(content, answer))
-        return Answer(answer.get("data"), answer.get("errors") or None, content)
 
-    async def _read(self, response: aiohttp.ClientResponse, limit: int) -> bytes:
-        """The body, or its first ``limit`` bytes where it is only shown; an answer beyond the limit is refused."""
-        parts: list[bytes] = []
-        size = 0
-        async for chunk in response.content.iter_any():
-            parts.append(chunk)
-            size += len(chunk)
-            if size > limit:
-                if limit >= self.max_answer_bytes:
-                    raise AnswerFault(
-                        Fault(FaultKind.SPLIT, f"the answer is larger than {limit:,} bytes and was not read to its end")
-                    )
-                response.close()
-                break
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+    async def _post(self, session: aiohttp.ClientSession, body: bytes, most_rows: int) -> ExecutionResult:
+        async with session.post(
+            self.url, data=body, ssl=self.ssl, proxy=self._proxy, allow_redirects=False
+        ) as response:
+            content = await self._read(response, whole=response.status in (200, 400))
+        if response.status != 200:
+            raise AnswerFault(self._http_fault(response.status, content, response.headers))
+        return _parse(content, most_rows)
 
-    @staticmethod
-    def _http_fault(status: int, content: bytes, headers: Mapping[str, str]) -> Fault:
+    async def _read(self, response: aiohttp.ClientResponse, *, whole: bool) -> bytes:
+        """The unpacked body, or its first bytes where it is only shown; an answer beyond the limit is refused."""
+        limit = self.max_answer_bytes if whole else _SHOWN_BYTES
+        body = bytearray()
+        alone = False
+        async with contextlib.AsyncExitStack() as stack:
+            async for piece in _unpacked(response):
+                body += piece
+                if len(body) > limit:
+                    response.close()
+                    if whole:
+                        message = f"the answer is larger than {limit:,} bytes and was not read to its end"
+                        raise AnswerFault(Fault(FaultKind.SPLIT, message))
+                    break
+                if len(body) > _LARGE_BYTES and not alone:
+                    alone = True
+                    await stack.enter_async_context(self._large)
+        return bytes(body)
+
+    def _http_fault(self, status: int, content: bytes, headers: Mapping[str, str]) -> Fault:
         now = datetime.now(timezone.utc)
         text = content[:4000].decode("utf-8", "replace")
         fault = classify_http(
@@ -177,15 +140,60 @@ class GoldskyTransport(AIOHTTPTransport):
             text,
             retry_after=parse_retry_after(headers.get("Retry-After"), now),
             location=headers.get("Location"),
+            has_token="Authorization" in (self.headers or {}),
         )
         if fault.kind is FaultKind.PERMANENT and status == 400:
             # Some gateways answer GraphQL errors with status 400.
             try:
-                errors = orjson.loads(content).get("errors")
-            except (orjson.JSONDecodeError, AttributeError):
+                errors = json.loads(content).get("errors")
+            except (ValueError, RecursionError, AttributeError):
                 return fault
             if isinstance(errors, list) and errors:
                 inner = classify_errors(errors, status)
                 if inner.kind is not FaultKind.TRANSIENT:
                     return inner
         return fault
+
+
+async def _unpacked(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    """The body in pieces, none of which is larger than a quarter of a megabyte."""
+    encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding in ("", "identity"):
+        async for chunk in response.content.iter_chunked(_PIECE_BYTES):
+            yield chunk
+        return
+    if encoding not in ("gzip", "x-gzip", "deflate"):
+        raise AnswerFault(
+            Fault(FaultKind.TRANSIENT, f"the answer is packed as {excerpt(encoding)}; asked was for gzip")
+        )
+    unpacking = zlib.decompressobj(zlib.MAX_WBITS | 32)
+    try:
+        async for packed in response.content.iter_chunked(_PIECE_BYTES):
+            piece = unpacking.decompress(packed, _PIECE_BYTES)
+            while piece:
+                yield piece
+                piece = unpacking.decompress(unpacking.unconsumed_tail, _PIECE_BYTES)
+    except zlib.error as error:
+        raise AnswerFault(Fault(FaultKind.TRANSIENT, f"the answer cannot be unpacked: {error}", heavy=True)) from None
+    if not unpacking.eof:
+        raise AnswerFault(Fault(FaultKind.TRANSIENT, "the packed answer is cut off", heavy=True))
+
+
+def _parse(content: bytes, most_rows: int) -> ExecutionResult:
+    """The answer in a body with status 200. Raises AnswerFault where it is none."""
+    rows = content.count(b'"id"')
+    if rows > most_rows + 1000:  # a few too many get a better message later
+        raise refuse(f"it has some {rows:,} rows, where at most {most_rows:,} were asked for")
+    try:
+        answer = read_exactly(content)
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise AnswerFault(classify_body(content, None)) from None
+    except RecursionError:
+        raise refuse("it is nested too deeply") from None
+    except ValueError as error:
+        raise refuse(f"it cannot be read exactly: {excerpt(str(error))}") from None
+    if not isinstance(answer, dict) or ("errors" not in answer and answer.get("data") is None):
+        if isinstance(answer, dict) and "data" in answer:
+            raise AnswerFault(Fault(FaultKind.TRANSIENT, 'HTTP 200 with {"data": null} and no errors', 200))
+        raise AnswerFault(classify_body(content, answer))
+    return ExecutionResult(data=answer.get("data"), errors=answer.get("errors") or None)

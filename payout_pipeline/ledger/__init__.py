@@ -14,9 +14,10 @@ death right after it is recognised and nothing counts twice. One writer at a tim
 compare; ``ledger`` reads, ``start`` and ``running`` write; ``checkpoint`` has the guide's files, a view of it all.
 """
 
+from payout_pipeline.goldsky.pin import Pin
 from payout_pipeline.ledger.accounting import Accounting
 from payout_pipeline.ledger.files import DIRECTORY, SNAPSHOT
-from payout_pipeline.ledger.info import Pin, SnapshotInfo
+from payout_pipeline.ledger.info import SnapshotInfo
 from payout_pipeline.ledger.ledger import Ledger
 from payout_pipeline.ledger.rows import ERROR_STATUSES, STATUSES, Status, ledger_schema, rows_from_answer
 from payout_pipeline.ledger.running import RunningLedger

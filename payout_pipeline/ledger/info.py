@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Annotated, Any, Literal
 from uuid import uuid4
@@ -12,6 +11,7 @@ from uuid import uuid4
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from payout_pipeline.chunks import Chunk, PrefixRange
+from payout_pipeline.goldsky.pin import Pin
 from payout_pipeline.ledger.rows import ERROR_STATUSES, STATUSES
 
 VERSION = 1
@@ -20,18 +20,6 @@ Refetch = Literal["all", "unresolved"]
 Mode = Literal["list", "scan"]
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 Text = Annotated[str, Field(min_length=1)]
-
-
-@dataclass(frozen=True)
-class Pin:
-    """The block that every batch of a run asks, and the deployment that answers."""
-
-    block_number: int
-    deployment: str
-    kind: Literal["number", "number_gte"] = "number"
-    head_number: int | None = None
-    head_timestamp: int | None = None
-    has_indexing_errors: bool = False
 
 
 class SnapshotInfo(BaseModel):

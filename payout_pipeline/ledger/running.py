@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from payout_pipeline.chunks import Chunk, PrefixRange
 from payout_pipeline.errors import LedgerError
+from payout_pipeline.goldsky.pin import Pin
 from payout_pipeline.ledger import files
 from payout_pipeline.ledger.changes import COMPARED_COLUMNS, compare, states, with_last_known
 from payout_pipeline.ledger.info import Pin, SnapshotInfo, now
