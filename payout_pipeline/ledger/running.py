@@ -10,7 +10,7 @@ from payout_pipeline.errors import LedgerError
 from payout_pipeline.goldsky.pin import Pin
 from payout_pipeline.ledger import files
 from payout_pipeline.ledger.changes import COMPARED_COLUMNS, compare, states, with_last_known
-from payout_pipeline.ledger.info import Pin, SnapshotInfo, now
+from payout_pipeline.ledger.info import SnapshotInfo, now
 from payout_pipeline.ledger.ledger import Ledger
 from payout_pipeline.ledger.rows import STATUSES, Status, counts_of, fault_in_rows, id_array, ledger_schema
 
