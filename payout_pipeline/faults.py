@@ -54,3 +54,12 @@ def reported_to_dagster() -> Iterator[None]:
             metadata={"traceback": dg.MetadataValue.md(f"```\n{scrub(traceback.format_exc())}\n```")},
             allow_retries=False,
         ) from None
+
+
+def report_dead_run(instance: dg.DagsterInstance, run_id: str) -> None:
+    """Report a run as failed whose process was killed: who has taken over its worker's lock knows that it is gone."""
+    run = instance.get_run_by_id(run_id)
+    if run is not None and not run.is_finished:
+        instance.report_run_failed(
+            run, message="The run's process was killed. A later run of the worker has taken over."
+        )

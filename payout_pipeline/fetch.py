@@ -79,13 +79,14 @@ def fetch_worker(
     run_id: str = "",
     backfill_id: str = "",
     reuse_finished: Callable[[str], bool] = lambda _run_id: False,
+    on_dead_run: Callable[[str], None] = lambda _run_id: None,
 ) -> FetchSummary:
     """Ask Goldsky for every id of the worker's chunk and finish its ledger.
 
     A run that died is continued: finished batches are not asked again, failed ids are. ``refetch='unresolved'`` keeps
     the resolved rows of the last finished ledger and asks for the others. A finished ledger is taken as it is where it
     was made for the same ``backfill_id``, or where ``reuse_finished(run id)`` says that the run which made it never
-    got to its end.
+    got to its end. ``on_dead_run`` is told the id of an earlier run that was killed while it had the worker's lock.
 
     Raises InputError, ConfigurationError, WarehouseSchemaError before the first request; GoldskyPermanentError;
     SnapshotLostError; ErrorRateError after having saved what was answered; InterruptedRunError; LockHeldError;
@@ -99,7 +100,9 @@ def fetch_worker(
         store = open_store(settings.runtime_dir)
         store.check_writable()
         ids, input_sha256, described = _ids(settings, worker)
-        stack.enter_context(worker_lock(settings, partition, purpose="goldsky_payouts", run_id=run_id, log=log))
+        stack.enter_context(
+            worker_lock(settings, partition, purpose="goldsky_payouts", run_id=run_id, log=log, on_dead_run=on_dead_run)
+        )
         ledger = Ledger(store, partition, log.warning)
         stats = FetchStats(run_id=run_id, backfill_id=backfill_id, input_sha256=input_sha256)
         work = _Work(settings, worker, partition, refetch, ids, ledger, log, stats)

@@ -13,7 +13,7 @@ import re
 import socket
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -77,7 +77,14 @@ class Locks(ABC):
 
     @contextmanager
     def hold(
-        self, name: str, *, purpose: str, run_id: str = "", wait_seconds: float = 0.0, log: LogLine | None = None
+        self,
+        name: str,
+        *,
+        purpose: str,
+        run_id: str = "",
+        wait_seconds: float = 0.0,
+        log: LogLine | None = None,
+        on_takeover: Callable[[Holder], None] = lambda _former: None,
     ) -> Iterator[Holder]:
         """Hold ``name`` for the duration of the block.
 
@@ -87,6 +94,7 @@ class Locks(ABC):
             run_id: the orchestrator's run, for the same messages.
             wait_seconds: how long to wait for another holder; 0 refuses at once.
             log: told once when waiting begins, and when a dead holder's lock is taken over.
+            on_takeover: called with the dead holder, once its lock is taken over.
 
         Raises:
             LockHeldError: somebody else still holds it; the message names the holder.
@@ -95,8 +103,13 @@ class Locks(ABC):
         """
         mine = Holder.here(purpose, run_id)
         log = log or (lambda _line: None)
+
+        def taken_over(former: Holder) -> None:
+            log(f"took over {name} from {former}, which died without giving it back")
+            on_takeover(former)
+
         waits_until, waiting = time.monotonic() + wait_seconds, False
-        while (held := self._take(name, mine, log)) is None:
+        while (held := self._take(name, mine, taken_over)) is None:
             other = self.holder(name) or "another process that has just started"
             left = waits_until - time.monotonic()
             if left <= 0:
@@ -117,8 +130,13 @@ class Locks(ABC):
         """Who holds ``name`` now, without touching the lock; None where nobody does. For display only."""
 
     @abstractmethod
-    def _take(self, name: str, mine: Holder, log: LogLine) -> AbstractContextManager[None] | None:
-        """The lock, which is given back when the context ends, or None while somebody else has it."""
+    def _take(
+        self, name: str, mine: Holder, taken_over: Callable[[Holder], None]
+    ) -> AbstractContextManager[None] | None:
+        """The lock, which is given back when the context ends, or None while somebody else has it.
+
+        ``taken_over`` is called with a former holder that died without giving it back.
+        """
 
     @abstractmethod
     def _place(self, name: str) -> str:
@@ -151,7 +169,9 @@ class FileLocks(Locks):
         except OSError:
             return None
 
-    def _take(self, name: str, mine: Holder, log: LogLine) -> AbstractContextManager[None] | None:
+    def _take(
+        self, name: str, mine: Holder, taken_over: Callable[[Holder], None]
+    ) -> AbstractContextManager[None] | None:
         from filelock import FileLock, Timeout
 
         path, _ = self._paths(name)
@@ -166,14 +186,14 @@ class FileLocks(Locks):
             raise storage_error("lock", path, OSError(0, "this file system has no file locks")) from error
         except OSError as error:
             raise storage_error("lock", path, error) from error
-        return self._held(lock, name, mine, log)
+        return self._held(lock, name, mine, taken_over)
 
     @contextmanager
-    def _held(self, lock: FileLock, name: str, mine: Holder, log: LogLine) -> Iterator[None]:
+    def _held(self, lock: FileLock, name: str, mine: Holder, taken_over: Callable[[Holder], None]) -> Iterator[None]:
         note = self._paths(name)[1]
         try:
             if (former := self._note(name)) is not None:
-                log(f"took over {name} from {former}, which died without giving it back")
+                taken_over(former)
             try:
                 # The name is this holder's alone, since the lock is held.
                 temporary = note.with_name(f".{note.name}.new")

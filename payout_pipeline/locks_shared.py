@@ -24,7 +24,6 @@ from pathlib import Path
 from payout_pipeline.errors import ConfigurationError, LockHeldError
 from payout_pipeline.locks import Holder, Locks
 from payout_pipeline.shared_store import SharedStore, StoreBusyError
-from payout_pipeline.storage import LogLine
 
 LIFETIME_SECONDS = 30.0
 
@@ -73,7 +72,9 @@ class SharedLocks(Locks):
     def _place(self, name: str) -> str:
         return f"a dead holder's lock is free after {self._lifetime:g} s"
 
-    def _take(self, name: str, mine: Holder, log: LogLine) -> AbstractContextManager[None] | None:
+    def _take(
+        self, name: str, mine: Holder, taken_over: Callable[[Holder], None]
+    ) -> AbstractContextManager[None] | None:
         token, lifetime_ms = secrets.token_hex(16), round(self._lifetime * 1000)
 
         def take(text: str | None, now: int) -> tuple[str | None, _Lease | None]:
@@ -87,7 +88,7 @@ class SharedLocks(Locks):
         if former is None:
             return None
         if former.holder is not None:
-            log(f"took over {name} from {former.holder}, which died without giving it back")
+            taken_over(former.holder)
         return self._held(name, token, sent)
 
     @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from logging import Logger
 from pathlib import Path
@@ -30,9 +31,18 @@ def locks_for(settings: Settings) -> Locks | None:
 
 
 def worker_lock(
-    settings: Settings, partition: str, *, purpose: str, run_id: str, log: Logger
+    settings: Settings,
+    partition: str,
+    *,
+    purpose: str,
+    run_id: str,
+    log: Logger,
+    on_dead_run: Callable[[str], None] = lambda _run_id: None,
 ) -> AbstractContextManager[Any]:
-    """One run of a worker at a time, on this machine or, with ``PAYOUT_LIMITER_URL``, on all of them."""
+    """One run of a worker at a time, on this machine or, with ``PAYOUT_LIMITER_URL``, on all of them.
+
+    ``on_dead_run`` is called with the id of a run that died with the lock in its hands, once it is taken over.
+    """
     locks = locks_for(settings)
     if locks is None:
         log.warning(
@@ -40,4 +50,11 @@ def worker_lock(
             partition,
         )
         return nullcontext()
-    return locks.hold(partition, purpose=purpose, run_id=run_id, wait_seconds=LOCK_WAIT_SECONDS, log=log.info)
+    return locks.hold(
+        partition,
+        purpose=purpose,
+        run_id=run_id,
+        wait_seconds=LOCK_WAIT_SECONDS,
+        log=log.info,
+        on_takeover=lambda former: on_dead_run(former.run_id) if former.run_id else None,
+    )

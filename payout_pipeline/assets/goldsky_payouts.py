@@ -9,7 +9,7 @@ from pydantic import Field
 
 from payout_pipeline.assets.metadata import LEDGER_COLUMNS, fetch_metadata
 from payout_pipeline.chunks import worker_of_key
-from payout_pipeline.faults import STEP_RETRIES, reported_to_dagster
+from payout_pipeline.faults import STEP_RETRIES, report_dead_run, reported_to_dagster
 from payout_pipeline.resources import PipelineResource
 
 #: Of the runs that one ``payout-pipeline backfill`` starts; kept when it is started again to finish.
@@ -78,6 +78,7 @@ def goldsky_payouts_asset(partitions: dg.PartitionsDefinition[str]) -> dg.Assets
                 run_id=context.run.run_id,
                 backfill_id=context.run.tags.get(BACKFILL_TAG) or context.run.tags.get(DAGSTER_BACKFILL_TAG, ""),
                 reuse_finished=lambda run_id: ended_without_success(context.instance, run_id),
+                on_dead_run=lambda run_id: report_dead_run(context.instance, run_id),
             )
             return dg.MaterializeResult(metadata=fetch_metadata(summary))
 
