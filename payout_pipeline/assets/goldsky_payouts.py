@@ -55,7 +55,7 @@ def goldsky_payouts_asset(partitions: dg.PartitionsDefinition[str]) -> dg.Assets
             "`resolved` with its exact vector, `unresolved`, `absent`, `invalid` or `failed`. A run that died resumes "
             "where it stopped; finished batches are never asked again."
         ),
-        group_name="goldsky",
+        group_name="payouts",
         kinds={"graphql", "parquet"},
         owners=["team:data-engineering"],
         code_version="1",

@@ -39,7 +39,7 @@ def resolutions_external_ingest_asset(
             "written, then read back and compared vector by vector; a second materialization writes 0 rows. A table "
             "that was truncated or edited is healed by materializing again."
         ),
-        group_name="warehouse",
+        group_name="payouts",
         kinds={"clickhouse", "table"},
         owners=["team:data-engineering"],
         code_version="1",

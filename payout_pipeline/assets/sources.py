@@ -16,7 +16,7 @@ def external_specs(settings: Settings) -> list[dg.AssetSpec]:
                 f"The condition ids without a payout vector, one a line: `{settings.condition_ids_file}`. "
                 "`0x`, upper case and duplicates are normalised; anything else is refused with its line number."
             ),
-            group_name="inputs",
+            group_name="payouts",
             kinds={"file"},
             owners=["team:data-engineering"],
         ),
@@ -26,7 +26,7 @@ def external_specs(settings: Settings) -> list[dg.AssetSpec]:
                 f"The warehouse's own resolutions (`{settings.market_resolutions_table}`). They come first in the truth view; "
                 "Goldsky's vectors fill what is missing."
             ),
-            group_name="inputs",
+            group_name="payouts",
             kinds={"clickhouse", "table"},
             owners=["team:analytics"],
             metadata={"dagster/table_name": settings.market_resolutions_table},
@@ -41,7 +41,7 @@ def external_specs(settings: Settings) -> list[dg.AssetSpec]:
                     f"Settled P&L a wallet (`{settings.pnl_view}`), which reads the truth view: every doubled row there "
                     "pays a wallet twice."
                 ),
-                group_name="pnl",
+                group_name="payouts",
                 kinds={"clickhouse", "view"},
                 owners=["team:trading"],
                 metadata={"dagster/table_name": settings.pnl_view},

@@ -25,7 +25,7 @@ def vw_resolutions_truth_asset(settings: Settings) -> dg.AssetsDefinition:
             "have. Refuses, naming them, while a worker is missing or incomplete. Replaced in one statement, so readers "
             "never see a gap; coverage and settled P&L are measured before and after."
         ),
-        group_name="warehouse",
+        group_name="payouts",
         kinds={"clickhouse", "view"},
         owners=["team:data-engineering"],
         code_version="1",
