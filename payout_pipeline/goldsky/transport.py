@@ -32,7 +32,7 @@ from payout_pipeline.goldsky.classify import (
     classify_http,
     parse_retry_after,
 )
-from payout_pipeline.scrub import excerpt, register_secret
+from payout_pipeline.scrub import excerpt, keys_of, register_secret
 
 if TYPE_CHECKING:
     from gql import GraphQLRequest
@@ -65,6 +65,8 @@ class GoldskyTransport(AIOHTTPTransport):
         self, url: str, *, token: str | None, timeout_seconds: float, max_answer_bytes: int = MAX_ANSWER_BYTES,
         tls: ssl.SSLContext | None = None,
     ) -> None:  # fmt: skip
+        for key in keys_of(url):
+            register_secret(key)
         headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": _USER_AGENT}
         headers["Accept-Encoding"] = "gzip"
         if token:
