@@ -21,6 +21,18 @@ _pattern: re.Pattern[str] | None = None
 
 # Credentials in a URL and bearer tokens are masked even where nobody registered them.
 _URL_CREDENTIALS = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*://)[^/\s@'\"]+@")
+_URL = re.compile(r"(?i:https?)://[^\s'\"<>]+")
+# What looks like a key in the path or query of a URL: hex, a UUID, lower case or upper case with many digits, or a mixture of
+# both cases and digits. Public ids stay readable: Goldsky's projects, conditions, what follows `/id/` in the URLs of The
+# Graph, and Dagster's runs.
+_KEY = re.compile(
+    r"""(?x)
+    [0-9a-fA-F]{24,} | [0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}
+    | (?=(?:[a-z]*[0-9]){4})[a-z0-9]{24,} | (?=(?:[A-Z]*[0-9]){4})[A-Z0-9]{24,}
+    | (?=[^A-Z]*[A-Z])(?=[^a-z]*[a-z])(?=[^0-9]*[0-9])[A-Za-z0-9_+%.~-]{20,}=*
+    """
+)
+_PUBLIC = re.compile(r"0x[0-9a-f]{64}|project_[a-z0-9]+|Qm[1-9A-HJ-NP-Za-km-z]{44}")
 _AUTHORIZATION = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}")
 
 
@@ -53,11 +65,29 @@ def register_secret(value: str | None) -> None:
         _pattern = re.compile("|".join(re.escape(form) for form in sorted(_forms, key=len, reverse=True)))
 
 
+def _without_keys(url: str) -> str:
+    """The URL with each part that looks like a key masked."""
+    parts = re.split(r"([/?&=#;,:)\]}]+)", url)
+    return "".join(
+        _MASK
+        if _KEY.fullmatch(part) and not _PUBLIC.fullmatch(part) and parts[max(0, n - 2)] not in ("id", "runs")
+        else part
+        for n, part in enumerate(parts)
+    )
+
+
+def keys_of(url: str) -> list[str]:
+    """The parts of a URL that look like keys, so that they can be registered."""
+    return [part for part in re.split(r"[/?&=#;,:]+", url) if part not in scrub(url)]
+
+
 def scrub(text: str) -> str:
-    """``text`` without any registered secret, credentials in URLs or authorization values."""
+    """``text`` without any registered secret, credentials or keys in URLs, or authorization values."""
     if _pattern is not None:
         text = _pattern.sub(_MASK, text)
     text = _URL_CREDENTIALS.sub(rf"\1{_MASK}@", text)
+    if "://" in text:
+        text = _URL.sub(lambda match: _without_keys(match[0]), text)
     return _AUTHORIZATION.sub(rf"\1 {_MASK}", text)
 
 

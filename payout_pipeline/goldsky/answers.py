@@ -185,7 +185,7 @@ def check_meta(data: dict[str, Any], pin: Pin) -> int:
     return int(number)
 
 
-def read_exactly(body: bytes) -> Any:
+def read_exactly(body: bytes | bytearray) -> Any:
     """The JSON of ``body`` with no number ever made a float. Raises ValueError or RecursionError on what is none."""
 
     def constant(name: str) -> object:

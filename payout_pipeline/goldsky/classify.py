@@ -184,7 +184,7 @@ def classify_http(
     return Fault(FaultKind.PERMANENT, text + hint, status)
 
 
-def classify_body(body: bytes, answer: object) -> Fault:
+def classify_body(body: bytes | bytearray, answer: object) -> Fault:
     """The class of a body with status 200 that is no GraphQL result. ``answer``: its JSON, ``None`` if it is none."""
     text = body[:4000].decode("utf-8", "replace")
     shown = excerpt(text, EXCERPT_LENGTH) or "an empty body"

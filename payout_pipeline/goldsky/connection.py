@@ -214,6 +214,32 @@ class Connection:
         is_probe: bool,
     ) -> _T:
         """One request through the pacer, its answer checked. Raises AnswerFault."""
+        result = await self._result(request, read, tally, most_rows, is_probe=is_probe)
+        if not isinstance(result, Fault):
+            self._answered, self._limited_since = True, None
+            self.circuit.success()
+            return result
+        if result.kind is FaultKind.RATE_LIMITED:
+            await self.pacer.rate_limited(result.retry_after)
+            raise AnswerFault(result)
+        self._limited_since = None
+        if result.html and not self._answered:
+            message = f"{result.message} This is a web page, no GraphQL: check GOLDSKY_ENDPOINT."
+            raise AnswerFault(Fault(FaultKind.PERMANENT, message, result.status))
+        if result.kind is not FaultKind.TRANSIENT:
+            self.circuit.success()
+        raise AnswerFault(result)
+
+    async def _result(
+        self,
+        request: GraphQLRequest,
+        read: Callable[[ExecutionResult], _T],
+        tally: Tally,
+        most_rows: int,
+        *,
+        is_probe: bool,
+    ) -> _T | Fault:
+        # A fault is returned, because the traceback of an exception would keep the answer in memory.
         try:
             async with self._in_flight, self.pacer.slot(is_probe=is_probe) as slot:
                 if self._ended is not None:
@@ -223,22 +249,9 @@ class Connection:
                 self.stats.requests += 1
                 answer = await self._execute(request, most_rows)
             # Outside the slot: checking an answer takes no place in the window.
-            result = read(answer)
+            return read(answer)
         except AnswerFault as error:
-            fault = error.fault
-            if fault.kind is FaultKind.RATE_LIMITED:
-                await self.pacer.rate_limited(fault.retry_after)
-                raise
-            self._limited_since = None
-            if fault.html and not self._answered:
-                message = f"{fault.message} This is a web page, no GraphQL: check GOLDSKY_ENDPOINT."
-                raise AnswerFault(Fault(FaultKind.PERMANENT, message, fault.status)) from error
-            if fault.kind is not FaultKind.TRANSIENT:
-                self.circuit.success()
-            raise
-        self._answered, self._limited_since = True, None
-        self.circuit.success()
-        return result
+            return error.fault
 
     async def _execute(self, request: GraphQLRequest, most_rows: int) -> ExecutionResult:
         if self._session is None:

@@ -32,7 +32,7 @@ from payout_pipeline.goldsky.classify import (
     classify_http,
     parse_retry_after,
 )
-from payout_pipeline.scrub import excerpt, register_secret
+from payout_pipeline.scrub import excerpt, keys_of, register_secret
 
 if TYPE_CHECKING:
     from gql import GraphQLRequest
@@ -65,6 +65,8 @@ class GoldskyTransport(AIOHTTPTransport):
         self, url: str, *, token: str | None, timeout_seconds: float, max_answer_bytes: int = MAX_ANSWER_BYTES,
         tls: ssl.SSLContext | None = None,
     ) -> None:  # fmt: skip
+        for key in keys_of(url):
+            register_secret(key)
         headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": _USER_AGENT}
         headers["Accept-Encoding"] = "gzip"
         if token:
@@ -100,39 +102,49 @@ class GoldskyTransport(AIOHTTPTransport):
         body = json.dumps(request.payload, separators=(",", ":")).encode()
         most_rows: int = (extra_args or {}).get("most_rows", 0)
         try:
-            return await asyncio.wait_for(self._post(self.session, body, most_rows), self.timeout_seconds)
+            status, headers, content = await asyncio.wait_for(self._post(self.session, body), self.timeout_seconds)
+            if status != 200:
+                raise AnswerFault(self._http_fault(status, content, headers))
+            return _parse(content, most_rows)
+        except AnswerFault as error:
+            fault = error.fault
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
-            raise AnswerFault(classify_exception(error, self.timeout_seconds)) from error
+            fault = classify_exception(error, self.timeout_seconds)
+        content = bytearray()
+        raise AnswerFault(fault)  # anew: what a traceback leads to stays in memory
 
-    async def _post(self, session: aiohttp.ClientSession, body: bytes, most_rows: int) -> ExecutionResult:
+    async def _post(self, session: aiohttp.ClientSession, body: bytes) -> tuple[int, Mapping[str, str], bytearray]:
         async with session.post(
             self.url, data=body, ssl=self.ssl, proxy=self._proxy, allow_redirects=False
         ) as response:
             content = await self._read(response, whole=response.status in (200, 400))
-        if response.status != 200:
-            raise AnswerFault(self._http_fault(response.status, content, response.headers))
-        return _parse(content, most_rows)
+        return response.status, response.headers, content
 
-    async def _read(self, response: aiohttp.ClientResponse, *, whole: bool) -> bytes:
+    async def _read(self, response: aiohttp.ClientResponse, *, whole: bool) -> bytearray:
         """The unpacked body, or its first bytes where it is only shown; an answer beyond the limit is refused."""
         limit = self.max_answer_bytes if whole else _SHOWN_BYTES
         body = bytearray()
         alone = False
         async with contextlib.AsyncExitStack() as stack:
-            async for piece in _unpacked(response):
-                body += piece
-                if len(body) > limit:
-                    response.close()
-                    if whole:
+            try:
+                async for piece in _unpacked(response):
+                    body += piece
+                    if len(body) > limit and whole:
                         message = f"the answer is larger than {limit:,} bytes and was not read to its end"
                         raise AnswerFault(Fault(FaultKind.SPLIT, message))
-                    break
-                if len(body) > _LARGE_BYTES and not alone:
-                    alone = True
-                    await stack.enter_async_context(self._large)
-        return bytes(body)
+                    if len(body) > limit:
+                        response.close()
+                        break
+                    if len(body) > _LARGE_BYTES and not alone:
+                        alone = True
+                        await stack.enter_async_context(self._large)
+            except BaseException:
+                response.close()
+                body.clear()  # the traceback holds it
+                raise
+        return body
 
-    def _http_fault(self, status: int, content: bytes, headers: Mapping[str, str]) -> Fault:
+    def _http_fault(self, status: int, content: bytes | bytearray, headers: Mapping[str, str]) -> Fault:
         now = datetime.now(timezone.utc)
         text = content[:4000].decode("utf-8", "replace")
         fault = classify_http(
@@ -179,7 +191,7 @@ async def _unpacked(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
         raise AnswerFault(Fault(FaultKind.TRANSIENT, "the packed answer is cut off", heavy=True))
 
 
-def _parse(content: bytes, most_rows: int) -> ExecutionResult:
+def _parse(content: bytearray, most_rows: int) -> ExecutionResult:
     """The answer in a body with status 200. Raises AnswerFault where it is none."""
     rows = content.count(b'"id"')
     if rows > most_rows + 1000:  # a few too many get a better message later
