@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from payout_pipeline.errors import ConfigurationError
+from payout_pipeline.errors import ConfigurationError, StorageError
 
 #: Marks runs as those of the code location that ``workspace.yaml`` names, so that the UI lists them on its job pages.
 REPOSITORY_TAGS = {".dagster/repository": "__repository__@payout_pipeline"}
@@ -29,6 +29,9 @@ def ensure_dagster_home() -> Path:
         runtime = Path(os.environ.get("PAYOUT_RUNTIME_DIR") or "runtime").absolute() / "dagster"
         chosen = next((place for place in candidates if (place / "dagster.yaml").is_file()), runtime)
         chosen.mkdir(parents=True, exist_ok=True)
-        os.environ["DAGSTER_HOME"] = str(chosen)
-        return chosen
+        home = os.environ["DAGSTER_HOME"] = str(chosen)
+    if not os.access(home, os.W_OK):
+        raise StorageError(
+            f"cannot write {home}, where Dagster keeps its runs: set DAGSTER_HOME to a directory that can be written"
+        )
     return Path(home)

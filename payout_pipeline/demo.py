@@ -21,6 +21,8 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 from urllib.request import urlopen
 
+import click
+
 from payout_pipeline.errors import PayoutPipelineError
 from payout_pipeline.settings import VARIABLES, Settings, load_settings
 
@@ -50,7 +52,8 @@ def run_demo(*, ids: int, seed: int, rate_limit: str, latency: float, directory:
         code = run_backfill(settings)
         _requests_seen(endpoint, console)
     console.print(f"Demo finished after {time.monotonic() - started:.1f} s with exit code {code}.")
-    console.print(
+    # Not by the console, which wraps: these lines are to be pasted.
+    click.echo(
         "Look around:\n"  # noqa: S608 - printed for the user, not run
         f"  PAYOUT_RUNTIME_DIR={settings.runtime_dir} {_as_typed()} sql "
         '"SELECT source, count() FROM cascadian_clean.vw_resolutions_truth GROUP BY source"\n'

@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No variable of the developer's own environment, and no .env of theirs, decides a test."""
-    for name in (*VARIABLES.values(), "DAGSTER_HOME", "DAGSTER_MODULE_NAME"):
+    for name in (*VARIABLES.values(), "DAGSTER_HOME"):
         monkeypatch.delenv(name, raising=False)
     read = settings.environment
     monkeypatch.setattr(

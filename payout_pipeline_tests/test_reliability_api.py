@@ -297,14 +297,13 @@ def test_a8_every_odd_vector_is_exact_or_invalid_and_none_takes_its_neighbours_a
 
 
 def test_a9_a_head_that_is_days_old_fails_its_check(case):
-    from payout_pipeline.checks.fetched import verdicts
-
     from payout_pipeline.chunks import read_worklist
+    from payout_pipeline.verification.goldsky_payouts import checks
 
     case.server.faults.add("stale_head", seconds=3 * 86_400)
     case.backfill()
     case.assert_right()
-    (verdict,) = verdicts(case.settings, read_worklist(case.settings).of("worker_1_of_1"), {"source_is_fresh"})
+    verdict = checks(case.settings, read_worklist(case.settings), "worker_1_of_1")["source_is_fresh"]()
     assert not verdict.passed
     assert verdict.severity.name == "WARN"
 

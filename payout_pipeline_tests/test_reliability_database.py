@@ -153,9 +153,8 @@ def test_c7_a_user_who_may_not_create_views_ingests_and_only_the_view_fails(tmp_
 
 
 def test_c9_a_condition_of_both_sources_has_one_row_and_the_conflict_is_counted(case):  # noqa: F811
-    from payout_pipeline.warehouse.queries import sources_agree, survey
-
-    from payout_pipeline.verification import sources_agree as verdict_of
+    from payout_pipeline.chunks import read_worklist
+    from payout_pipeline.verification.vw_resolutions_truth import checks
     from payout_pipeline.warehouse.client import Warehouse
 
     case.backfill()
@@ -170,7 +169,7 @@ def test_c9_a_condition_of_both_sources_has_one_row_and_the_conflict_is_counted(
     )
     assert [(list(row["n"]), row["source"]) for row in rows] == [([1, 0], "market_resolutions_final")]
     with Warehouse.from_settings(case.settings).session("test") as session:
-        verdict = verdict_of(sources_agree(session, survey(session, case.settings)))
+        verdict = checks(case.settings, read_worklist(case.settings), session)["sources_agree"]()
     assert not verdict.passed
     assert both in str(verdict)
 
@@ -180,18 +179,15 @@ def test_c9_a_condition_of_both_sources_has_one_row_and_the_conflict_is_counted(
     ["TRUNCATE TABLE {t}", "ALTER TABLE {t} DELETE WHERE startsWith(condition_id, '1') SETTINGS mutations_sync=2"],
 )
 def test_d5_rows_that_are_gone_are_found_by_the_check_and_loaded_again(case, harm):  # noqa: F811
-    from payout_pipeline.checks.stored import verdicts
-
-    from payout_pipeline.chunks import read_worklist
+    from payout_pipeline.verification.resolutions_external_ingest import stored_equals_fetched
 
     case.backfill()
-    worker = read_worklist(case.settings).of("worker_1_of_1")
     case.command(harm.format(t="default.resolutions_external_ingest"))
-    (found,) = verdicts(case.settings, worker, {"stored_equals_fetched"})
+    found = stored_equals_fetched(case.settings, "worker_1_of_1")
     assert not found.passed
     asked = len(case.server.log)
     case.load()
-    (found,) = verdicts(case.settings, worker, {"stored_equals_fetched"})
+    found = stored_equals_fetched(case.settings, "worker_1_of_1")
     assert found.passed
     case.assert_right()
     assert len(case.server.log) == asked

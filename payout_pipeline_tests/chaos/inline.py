@@ -129,7 +129,8 @@ def inline(
             env={
                 "CONDITION_IDS_FILE": str(data.ids), "PAYOUT_RUNTIME_DIR": str(root / "runtime"),
                 "PAYOUT_WORKERS": str(workers), "GOLDSKY_ENDPOINT": server.url, "GOLDSKY_API_TOKEN": TOKEN,
-                "GOLDSKY_BATCH_SIZE": "100", "GOLDSKY_RATE_LIMIT": "1000/1s", "GOLDSKY_TIMEOUT_SECONDS": "10",
+                "GOLDSKY_BATCH_SIZE": "100", "GOLDSKY_BATCHES_PER_REQUEST": "1",
+                "GOLDSKY_RATE_LIMIT": "1000/1s", "GOLDSKY_TIMEOUT_SECONDS": "10",
                 "GOLDSKY_OUTAGE_BUDGET_SECONDS": "5", "PAYOUT_PNL_VIEW": "", **env,
             },
         )  # fmt: skip

@@ -18,7 +18,7 @@ from payout_pipeline.errors import InputError
 from payout_pipeline.goldsky.answers import AnswerFault, BatchAnswer, Fields, read_exactly
 from payout_pipeline.goldsky.pin import Pin
 from payout_pipeline.goldsky.queries import IdsQuery, check_answer
-from payout_pipeline.ids import read_conditions
+from payout_pipeline.ids import read_ids
 from payout_pipeline.ledger.checkpoint import checkpoint_name, read_checkpoint
 from payout_pipeline.payouts import InvalidVector, Vector, parse_payouts
 from payout_pipeline.storage import open_store
@@ -39,14 +39,11 @@ def id_reader(data: bytes) -> None:
     path = _PLACE / "ids.txt"
     path.write_bytes(data)
     try:
-        found = read_conditions(path, _PLACE)
+        found = read_ids(path)
     except InputError as refused:
         _printable(refused)
         return
-    try:
-        ids = found.ids()
-    finally:
-        found.close()
+    ids = found.ids()
     assert ids
     assert len(set(ids)) == len(ids)
     assert all(_HEX.match(identity) for identity in ids)
