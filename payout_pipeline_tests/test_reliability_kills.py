@@ -167,7 +167,7 @@ def test_b6_two_backfills_at_once_store_every_row_once_and_ask_no_id_twice(tmp_p
         place.exits.append(codes[0])
         assert codes[0] == 0, said
         place.assert_right()
-        if codes[1] == 1:
+        if "FAILED" in said:  # one that refused, instead of waiting, names the holder
             assert re.search(r"held by|holds|process \d+", first.text() + second.text())
 
 
