@@ -41,7 +41,7 @@ class Fault:
     retry_after: float | None = None
     history_not_kept: bool = False
     overloaded: bool = False  # the server asks for a long pause
-    html: bool = False  # something that is not an API answered: final where nothing ever answered better
+    html: bool = False  # a web page instead of an API's answer: final where nothing ever answered better
     splits: bool = True  # parts of the request may be answered where the whole is not
     heavy: bool = False  # may well come from the request's size
 
@@ -173,7 +173,7 @@ def classify_http(
     if status in _TRANSIENT_STATUS or status >= 500:
         return Fault(FaultKind.TRANSIENT, text, status, retry_after)
     if status == 403 and _NOT_GRAPHQL.match(body):
-        return Fault(FaultKind.TRANSIENT, f"a bot guard or proxy answered with {text}", status, retry_after, html=True)
+        return Fault(FaultKind.TRANSIENT, f"a bot guard or proxy answered with {text}", status, retry_after)
     token = "Check GOLDSKY_API_TOKEN" if has_token else "GOLDSKY_API_TOKEN is not set: check whether one is needed"
     hint = {
         401: f" {token}.",
