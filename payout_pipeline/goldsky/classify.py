@@ -7,7 +7,6 @@ version nor its texts, so messages are recognised by a part of them and never co
 from __future__ import annotations
 
 import asyncio
-import math
 import re
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -230,9 +229,7 @@ def classify_exception(error: BaseException, timeout_seconds: float) -> Fault:
     return Fault(FaultKind.TRANSIENT, f"the connection failed: {text}", heavy=heavy)
 
 
-_SECONDS = re.compile(r"\A[0-9]{1,15}(?:\.[0-9]{1,9})?\Z")
-_NEGATIVE = re.compile(r"\A-[0-9]{1,15}(?:\.[0-9]{1,9})?\Z")
-_DIGITS = re.compile(r"\A[0-9]{16,}(?:\.[0-9]*)?\Z")
+_SECONDS = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")
 _NEVER = 1e15
 
 
@@ -241,28 +238,16 @@ def parse_retry_after(value: str | None, now: datetime) -> float | None:
 
     Never negative, never infinite; ``now`` (aware) is the time that a date is measured from. Not capped here.
     """
-    if value is None:
-        return None
-    text = value.strip()
-    if _SECONDS.match(text):
-        return float(text)
-    if _NEGATIVE.match(text):
-        return 0.0
-    if _DIGITS.match(text):
-        return _NEVER
-    if not text.isascii() or len(text) > 100 or not any(c.isalpha() for c in text):
+    text = (value or "").strip()
+    if _SECONDS.fullmatch(text):
+        return min(max(0.0, float(text)), _NEVER)
+    if not text.isascii():
         return None
     try:
         when = parsedate_to_datetime(text)
+        return max(0.0, ((when if when.tzinfo else when.replace(tzinfo=timezone.utc)) - now).total_seconds())
     except (TypeError, ValueError, IndexError, OverflowError):
         return None
-    if when.tzinfo is None:
-        when = when.replace(tzinfo=timezone.utc)
-    try:
-        seconds = (when - now).total_seconds()
-    except OverflowError:
-        return None
-    return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,13 +268,10 @@ def capped_wait(retry_after: float | None, *, cap: float, window: float) -> Wait
     least = min(window, cap)
     if retry_after is None:
         return Wait(least, f"HTTP 429 without a usable Retry-After; waiting {least:g} s")
-    if retry_after > cap:
-        return Wait(
-            cap,
-            f"HTTP 429 with Retry-After {retry_after:g} s, capped at {cap:g} s (GOLDSKY_MAX_RETRY_AFTER_SECONDS)",
-        )
-    if retry_after < least:
-        return Wait(
-            least, f"HTTP 429 with Retry-After {retry_after:g} s; waiting {least:g} s, the limit's whole window"
-        )
-    return Wait(retry_after, f"HTTP 429 with Retry-After {retry_after:g} s")
+    seconds = min(max(retry_after, least), cap)
+    why = ""
+    if seconds < retry_after:
+        why = f", capped at {cap:g} s (GOLDSKY_MAX_RETRY_AFTER_SECONDS)"
+    elif seconds > retry_after:
+        why = f"; waiting {least:g} s, the limit's whole window"
+    return Wait(seconds, f"HTTP 429 with Retry-After {retry_after:g} s{why}")
