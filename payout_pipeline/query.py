@@ -16,7 +16,7 @@ from payout_pipeline.settings import Settings
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from payout_pipeline.goldsky.client import GoldskyClient
+    from payout_pipeline.goldsky.answers import BatchAnswer
 
 MAX_IDS = 1000
 _DATABASE_WAIT_SECONDS = 5.0
@@ -102,7 +102,6 @@ def ask(settings: Settings, ids: Sequence[str]) -> Answers:
 
 async def _ask_goldsky(settings: Settings, ids: list[str]) -> tuple[list[dict[str, Any]], int]:
     from payout_pipeline.goldsky.client import GoldskyClient, SnapshotGoneError
-    from payout_pipeline.ledger.rows import raw_text
 
     async with GoldskyClient.from_settings(settings) as client:
         info = await client.probe()
@@ -114,38 +113,28 @@ async def _ask_goldsky(settings: Settings, ids: list[str]) -> tuple[list[dict[st
                 raise
             pin = client.make_pin(info, settings.goldsky_block_margin, history_kept=False)
             answer = await client.fetch_batch(ids, pin)
-        rows: list[dict[str, Any]] = []
-        for condition_id in ids:
-            row: dict[str, Any] = {
-                "condition_id": condition_id,
-                "vector": "",
-                "winning_index": None,
-                "raw": "",
-                "error": "",
-            }
-            if condition_id in answer.failed:
-                row |= {"status": "failed", "error": excerpt(answer.failed[condition_id], 500)}
-            elif condition_id not in answer.found:
-                row |= {"status": "absent"}
-            else:
-                raw = answer.found[condition_id]
-                by_numerators = info.schema_kind == "numerators"
-                parts = [raw.payout_numerators, raw.payout_denominator] if by_numerators else raw.payouts
-                row |= _judged(client, parts) | {"raw": excerpt(raw_text(parts) or "null", 2000)}
-            rows.append(row)
-    return rows, answer.block_number
+    return [_row(i, answer, info.schema_kind == "numerators") for i in ids], answer.block_number
 
 
-def _judged(client: GoldskyClient, parts: Any) -> dict[str, Any]:
-    """Status and vector of what was answered."""
-    numerators = client.info is not None and client.info.schema_kind == "numerators"
-    vector = parse_numerators(*parts) if numerators else parse_payouts(parts)
+def _row(condition_id: str, answer: BatchAnswer, numerators: bool) -> dict[str, Any]:
+    """What was answered of one condition: the fields of :class:`Answered` but for ``stored``."""
+    from payout_pipeline.ledger.rows import raw_text
+
+    row: dict[str, Any] = {"condition_id": condition_id, "vector": "", "winning_index": None, "raw": "", "error": ""}
+    if condition_id in answer.failed:
+        return row | {"status": "failed", "error": excerpt(answer.failed[condition_id], 500)}
+    condition = answer.found.get(condition_id)
+    if condition is None:
+        return row | {"status": "absent"}
+    said = [condition.payout_numerators, condition.payout_denominator] if numerators else condition.payouts
+    vector = parse_numerators(*said) if numerators else parse_payouts(said)
+    row["raw"] = excerpt(raw_text(said) or "null", 2000)
     if isinstance(vector, Vector):
         shown = f"[{','.join(map(str, vector.numerators))}]/{vector.denominator}"
-        return {"status": "resolved", "vector": shown, "winning_index": vector.winning_index}
+        return row | {"status": "resolved", "vector": shown, "winning_index": vector.winning_index}
     if isinstance(vector, InvalidVector):
-        return {"status": "invalid", "error": excerpt(vector.reason, 500)}
-    return {"status": "unresolved"}
+        return row | {"status": "invalid", "error": excerpt(vector.reason, 500)}
+    return row | {"status": "unresolved"}
 
 
 def _ask_database(settings: Settings, ids: list[str]) -> tuple[list[dict[str, Any]], str]:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from payout_pipeline.errors import GoldskyPermanentError
+from payout_pipeline.errors import GoldskyPermanentError, GoldskyUnavailableError
 from payout_pipeline.goldsky.client import BatchAnswer, GoldskyClient, SnapshotGoneError
 from payout_pipeline.subgraph.generate import GeneratedData
 from payout_pipeline.subgraph.server import SubgraphConfig, SubgraphServer
@@ -263,6 +263,19 @@ def test_a_bot_guard_among_good_answers_is_retried(tmp_path: Path) -> None:
 
     answers = ask(subgraph(answer=answer), tmp_path)
     assert not any(answer.failed for answer in answers)
+
+
+def test_a_bot_guard_at_the_first_request_is_retried_and_blames_no_token(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        asked.append(1)
+        return web.Response(status=403, text="<html><title>Just a moment...</title></html>", content_type="text/html")
+
+    with pytest.raises(GoldskyUnavailableError, match="bot guard") as caught:
+        ask(handler, tmp_path)
+    assert len(asked) == 4
+    assert "TOKEN" not in str(caught.value)
 
 
 # --- answers of any size ------------------------------------------------------------------------------------------------

@@ -72,7 +72,7 @@ def test_a2_with_the_limit_that_the_server_enforces_there_is_hardly_a_429_and_no
 def test_a2_fifty_requests_in_ten_seconds_are_kept_and_used(tmp_path):
     with inline(
         tmp_path, ids=1_700, config={"rate_limit": "50/10s", "retry_after": "7"}, GOLDSKY_BATCH_SIZE="10",
-        GOLDSKY_RATE_LIMIT="50/10s",
+        GOLDSKY_RATE_LIMIT="50/10s", GOLDSKY_BATCHES_PER_REQUEST="1",
     ) as case:  # fmt: skip
         case.backfill()
         case.assert_right(limit=(50, 10.0))
@@ -316,7 +316,9 @@ def test_a9_indexing_errors_at_the_pinned_block_are_said_and_nothing_is_stored(c
 
 
 def test_a9_a_deployment_that_changes_in_the_middle_is_never_mixed_into_one_snapshot(tmp_path):
-    with inline(tmp_path, ids=600, GOLDSKY_BATCH_SIZE="50", GOLDSKY_CONCURRENT_REQUESTS="2") as case:
+    with inline(
+        tmp_path, ids=600, GOLDSKY_BATCH_SIZE="50", GOLDSKY_CONCURRENT_REQUESTS="2", GOLDSKY_BATCHES_PER_REQUEST="2"
+    ) as case:
         other = "QmOtherDeployment" + "1" * 29
         case.server.faults.add("deployment", requests=range(6, 1000), deployment=other)
         case.backfill()
@@ -355,7 +357,7 @@ def test_a11_an_outage_pauses_everybody_and_costs_no_id(tmp_path, mode):
 
 
 def test_a11_an_outage_for_good_stops_within_its_budget_and_a_later_run_completes(tmp_path):
-    few = {"GOLDSKY_OUTAGE_BUDGET_SECONDS": "2", "GOLDSKY_CONCURRENT_REQUESTS": "2"}
+    few = {"GOLDSKY_OUTAGE_BUDGET_SECONDS": "2", "GOLDSKY_CONCURRENT_REQUESTS": "2", "GOLDSKY_BATCHES_PER_REQUEST": "2"}
     with inline(tmp_path, ids=600, GOLDSKY_BATCH_SIZE="20", **few) as case:
         outage = case.server.faults.add("outage", requests=(8,), times=1, seconds=3_600)
         with at_once(30), pytest.raises(ErrorRateError) as error:
@@ -383,4 +385,43 @@ def test_a12_a_second_backfill_over_an_unchanged_source_changes_no_row(tmp_path)
         second = case.backfill()
         assert [(load.inserted_new, load.inserted_changed, load.removed) for load in second] == [(0, 0, 0)] * 2
         assert case.rows(query) == before
+        case.assert_right()
+
+
+@pytest.mark.parametrize(
+    ("limit", "size", "words"),
+    [
+        ({"max_complexity": 250}, 5, "potentially returns"),
+        ({"max_body_bytes": 20_000}, 5, "413"),
+        ({"max_aliases": 5}, 5, "connection failed"),
+        ({"alias_timeout": 5}, 5, "timed out"),
+    ],
+)
+def test_a13_what_a_subgraph_refuses_is_learned_and_the_ledger_says_why(tmp_path, limit, size, words):
+    with inline(
+        tmp_path, ids=1_000, config=limit, GOLDSKY_BATCH_SIZE="50", GOLDSKY_CONCURRENT_REQUESTS="2"
+    ) as case:  # fmt: skip
+        case.backfill()
+        case.assert_right()
+        info = Ledger(str(case.runtime), "worker_1_of_1").finished()
+        assert info is not None
+        assert info.stats["batches_per_request"] == size
+        assert words in info.stats["shrunk_because"]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"kind": "foreign_id"},
+        {"kind": "omit_id", "times": 1},
+        {"kind": "missing_alias"},
+        {"kind": "errors", "message": "Store error: x"},
+        {"kind": "body", "form": "truncated"},
+    ],
+    ids=lambda fault: fault["kind"],
+)
+def test_a13_one_bad_alias_of_ten_loses_nothing_and_stores_nothing_wrong(tmp_path, fault):
+    with inline(tmp_path, ids=1_000, GOLDSKY_BATCH_SIZE="50", GOLDSKY_CONCURRENT_REQUESTS="2") as case:
+        case.server.faults.add(**fault, alias=6)
+        case.backfill()
         case.assert_right()

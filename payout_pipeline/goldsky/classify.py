@@ -7,7 +7,6 @@ version nor its texts, so messages are recognised by a part of them and never co
 from __future__ import annotations
 
 import asyncio
-import math
 import re
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -41,7 +40,7 @@ class Fault:
     retry_after: float | None = None
     history_not_kept: bool = False
     overloaded: bool = False  # the server asks for a long pause
-    html: bool = False  # something that is not an API answered: final where nothing ever answered better
+    html: bool = False  # a web page instead of an API's answer: final where nothing ever answered better
     splits: bool = True  # parts of the request may be answered where the whole is not
     heavy: bool = False  # may well come from the request's size
 
@@ -173,7 +172,7 @@ def classify_http(
     if status in _TRANSIENT_STATUS or status >= 500:
         return Fault(FaultKind.TRANSIENT, text, status, retry_after)
     if status == 403 and _NOT_GRAPHQL.match(body):
-        return Fault(FaultKind.TRANSIENT, f"a bot guard or proxy answered with {text}", status, retry_after, html=True)
+        return Fault(FaultKind.TRANSIENT, f"a bot guard or proxy answered with {text}", status, retry_after)
     token = "Check GOLDSKY_API_TOKEN" if has_token else "GOLDSKY_API_TOKEN is not set: check whether one is needed"
     hint = {
         401: f" {token}.",
@@ -230,9 +229,7 @@ def classify_exception(error: BaseException, timeout_seconds: float) -> Fault:
     return Fault(FaultKind.TRANSIENT, f"the connection failed: {text}", heavy=heavy)
 
 
-_SECONDS = re.compile(r"\A[0-9]{1,15}(?:\.[0-9]{1,9})?\Z")
-_NEGATIVE = re.compile(r"\A-[0-9]{1,15}(?:\.[0-9]{1,9})?\Z")
-_DIGITS = re.compile(r"\A[0-9]{16,}(?:\.[0-9]*)?\Z")
+_SECONDS = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")
 _NEVER = 1e15
 
 
@@ -241,28 +238,16 @@ def parse_retry_after(value: str | None, now: datetime) -> float | None:
 
     Never negative, never infinite; ``now`` (aware) is the time that a date is measured from. Not capped here.
     """
-    if value is None:
-        return None
-    text = value.strip()
-    if _SECONDS.match(text):
-        return float(text)
-    if _NEGATIVE.match(text):
-        return 0.0
-    if _DIGITS.match(text):
-        return _NEVER
-    if not text.isascii() or len(text) > 100 or not any(c.isalpha() for c in text):
+    text = (value or "").strip()
+    if _SECONDS.fullmatch(text):
+        return min(max(0.0, float(text)), _NEVER)
+    if not text.isascii():
         return None
     try:
         when = parsedate_to_datetime(text)
+        return max(0.0, ((when if when.tzinfo else when.replace(tzinfo=timezone.utc)) - now).total_seconds())
     except (TypeError, ValueError, IndexError, OverflowError):
         return None
-    if when.tzinfo is None:
-        when = when.replace(tzinfo=timezone.utc)
-    try:
-        seconds = (when - now).total_seconds()
-    except OverflowError:
-        return None
-    return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,13 +268,10 @@ def capped_wait(retry_after: float | None, *, cap: float, window: float) -> Wait
     least = min(window, cap)
     if retry_after is None:
         return Wait(least, f"HTTP 429 without a usable Retry-After; waiting {least:g} s")
-    if retry_after > cap:
-        return Wait(
-            cap,
-            f"HTTP 429 with Retry-After {retry_after:g} s, capped at {cap:g} s (GOLDSKY_MAX_RETRY_AFTER_SECONDS)",
-        )
-    if retry_after < least:
-        return Wait(
-            least, f"HTTP 429 with Retry-After {retry_after:g} s; waiting {least:g} s, the limit's whole window"
-        )
-    return Wait(retry_after, f"HTTP 429 with Retry-After {retry_after:g} s")
+    seconds = min(max(retry_after, least), cap)
+    why = ""
+    if seconds < retry_after:
+        why = f", capped at {cap:g} s (GOLDSKY_MAX_RETRY_AFTER_SECONDS)"
+    elif seconds > retry_after:
+        why = f"; waiting {least:g} s, the limit's whole window"
+    return Wait(seconds, f"HTTP 429 with Retry-After {retry_after:g} s{why}")

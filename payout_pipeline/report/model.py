@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from payout_pipeline.checks.history import CheckStatus, State, latest_statuses
 from payout_pipeline.chunks import Worklist, read_worklist
 from payout_pipeline.report.causes import Cause, failure_of_run, find_causes
+from payout_pipeline.scrub import scrub
 from payout_pipeline.settings import Settings
 from payout_pipeline.words import counted
 
@@ -98,7 +99,7 @@ def build_report(settings: Settings, instance: dg.DagsterInstance, now: datetime
         worklist=worklist,
         target_table=settings.target_table,
         truth_view=settings.truth_view,
-        endpoint=settings.goldsky_endpoint.split("?", 1)[0],
+        endpoint=scrub(settings.goldsky_endpoint.split("?", 1)[0]),
         statuses=statuses,
         causes=tuple(find_causes(statuses, lambda run_id: failure_of_run(instance, run_id))),
     )
