@@ -2,15 +2,16 @@
 
 *Before* is measured before the first row of a backfill is written, and kept. When all ERROR checks of the view pass, the numbers
 after are noted as accepted for that rebuild; the next backfill or rebuild is compared with the last accepted ones, so a loss
-stays a loss however often the view is built again.
+stays a loss however often the view is built again. Each database and view has numbers of its own.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -21,20 +22,20 @@ if TYPE_CHECKING:
     from payout_pipeline.settings import Settings
     from payout_pipeline.warehouse.client import Session
 
-_BEFORE = join("vw_resolutions_truth", "before.json")
-_ACCEPTED = join("vw_resolutions_truth", "accepted.json")
+_BEFORE, _ACCEPTED = "before", "accepted"
 
 
 @dataclass(frozen=True)
 class Measured:
     """Numbers of one moment. A number is None where it could not be measured, and the text beside it says why.
 
-    ``market``, ``external``, ``either``, ``view``: conditions with a vector. ``wallets``: those with settled P&L; ``total`` and
-    ``redemptions`` in USD. ``no_view``, ``no_pnl``: the view does not exist, which is no fault before a first backfill.
+    ``market``, ``external``, ``either``, ``view``: conditions with a vector. ``wallets``: those with settled P&L of
+    ``pnl_view``; ``total`` and ``redemptions`` in USD. ``no_view``, ``no_pnl``: the view does not exist, which is no fault
+    before a first backfill.
     """
 
     measured_at: str
-    rebuild: str = ""
+    pnl_view: str = ""
     market: int | None = None
     external: int | None = None
     either: int | None = None
@@ -48,7 +49,7 @@ class Measured:
     pnl_fault: str = ""
 
 
-def measure(session: Session, settings: Settings, rebuild: str = "") -> Measured:
+def measure(session: Session, settings: Settings) -> Measured:
     """What can be measured now; whatever cannot is said, and stops nothing."""
     from payout_pipeline.verification.numbers import coverage, settled_pnl, view_conditions
 
@@ -67,21 +68,23 @@ def measure(session: Session, settings: Settings, rebuild: str = "") -> Measured
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}
     known: dict[str, Any] = {name: finite[name] for name in Measured.__dataclass_fields__ if name in finite}
-    return Measured(**{**known, "measured_at": now, "rebuild": rebuild})
+    return Measured(**{**known, "measured_at": now, "pnl_view": settings.pnl_view})
 
 
 def remember_before(session: Session, settings: Settings) -> None:
     """Measure *before* unless that was done already; called before the first row of a backfill is written."""
-    store = open_store(settings.runtime_dir)
-    accepted = _read(settings, _ACCEPTED)
-    if accepted is not None and store.exists(_BEFORE) and accepted.rebuild:
-        # The rebuild before this one was accepted: what was true then is what must not be lost now.
-        store.write(_BEFORE, json.dumps({**asdict(accepted), "rebuild": ""}).encode())
-        store.delete(_ACCEPTED)
-    if not store.exists(_BEFORE):
-        before = measure(session, settings)
-        if not store.exists(_BEFORE):  # another worker may have been first, and have written rows since
-            store.write(_BEFORE, json.dumps(asdict(before)).encode())
+    before, accepted = known = baseline(settings)
+    if before is not None and accepted is None:
+        return
+    now = measure(session, settings)
+    if baseline(settings) != known:  # another worker was first, and may have written rows since
+        return
+    if accepted is not None:
+        # What was true after the last accepted rebuild must not be lost now, nor what its sources have gained since. The view
+        # and the P&L of this moment do not count: they may be the broken ones that the rebuild heals.
+        now = replace(accepted, view=max(accepted.view or 0, now.either or 0))
+    _write(settings, _BEFORE, now)
+    open_store(settings.runtime_dir).delete(_file(settings, _ACCEPTED))
 
 
 def baseline(settings: Settings) -> tuple[Measured | None, Measured | None]:
@@ -91,7 +94,7 @@ def baseline(settings: Settings) -> tuple[Measured | None, Measured | None]:
 
 def accept(settings: Settings, now: Measured) -> None:
     """Note the numbers of a rebuild whose ERROR checks all passed."""
-    open_store(settings.runtime_dir).write(_ACCEPTED, json.dumps(asdict(now)).encode())
+    _write(settings, _ACCEPTED, now)
 
 
 def accept_baseline(settings: Settings) -> None:
@@ -100,13 +103,25 @@ def accept_baseline(settings: Settings) -> None:
 
     with Warehouse.from_settings(settings, "accepting a loss").session("measuring") as session:
         now = measure(session, settings)
-    store = open_store(settings.runtime_dir)
-    store.write(_BEFORE, json.dumps(asdict(now)).encode())
-    store.delete(_ACCEPTED)
+    _write(settings, _BEFORE, now)
+    open_store(settings.runtime_dir).delete(_file(settings, _ACCEPTED))
+
+
+def _file(settings: Settings, name: str) -> str:
+    """The file of these numbers for the database and the view that the settings name."""
+    place = f"{settings.clickhouse_host or 'embedded'} {settings.clickhouse_port or ''} {settings.truth_view}"
+    return join("vw_resolutions_truth", f"{name}-{hashlib.sha256(place.encode()).hexdigest()[:12]}.json")
+
+
+def _write(settings: Settings, name: str, measured: Measured) -> None:
+    open_store(settings.runtime_dir).write(_file(settings, name), json.dumps(asdict(measured)).encode())
 
 
 def _read(settings: Settings, name: str) -> Measured | None:
     try:
-        return Measured(**json.loads(open_store(settings.runtime_dir).read(name)))
+        found = Measured(**json.loads(open_store(settings.runtime_dir).read(_file(settings, name))))
     except (FileNotFoundError, ValueError, TypeError):
         return None
+    if found.pnl_view != settings.pnl_view:
+        return replace(found, wallets=None, total=None, redemptions=None, pnl_fault="another PAYOUT_PNL_VIEW")
+    return found

@@ -83,7 +83,8 @@ def settled_pnl(place: Place) -> Verdict:
         )  # fmt: skip
     before, accepted = baseline(place.settings)
     floor = max([at.wallets or 0 for at in (before, accepted) if at is not None], default=0)
-    problems = _pnl_problems(now, floor, view)
+    redeemed = any(at.redemptions for at in (before, accepted) if at is not None)
+    problems = _pnl_problems(now, floor, view, redeemed=redeemed)
     rows: list[tuple[Value, ...]] = []
     for label, wallets, total, paid in (
         *(
@@ -120,12 +121,13 @@ def settled_pnl(place: Place) -> Verdict:
         tables=tuple(tables),
         sql=now["sql"],
         repair=" ".join(dict.fromkeys(repair for _, repair in problems)),
+        nothing=not problems and not now["rows"],
         facts={"total_settled_pnl": round(now["total"], 2), "paid twice": now["doubled"]},
     )
 
 
-def _pnl_problems(now: Mapping[str, Any], floor: int, view: str) -> list[tuple[str, str]]:
-    """What is wrong with settled P&L, each with its repair."""
+def _pnl_problems(now: Mapping[str, Any], floor: int, view: str, *, redeemed: bool) -> list[tuple[str, str]]:
+    """What is wrong with settled P&L, each with its repair; ``redeemed``: redemption values were part of it before."""
     problems: list[tuple[str, str]] = []
     definition = f"Correct the definition of {view}."
     if now["not_numbers"]:
@@ -158,4 +160,6 @@ def _pnl_problems(now: Mapping[str, Any], floor: int, view: str) -> list[tuple[s
                 "right: `payout-pipeline verify --accept-loss`.",
             )
         )
+    elif redeemed and not now["redemptions"]:
+        problems.append(("the redemption values that were part of it before are gone", definition))
     return problems

@@ -14,10 +14,10 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from payout_pipeline.warehouse.identifiers import quote_identifier
-from payout_pipeline.warehouse.schema import Table
+from payout_pipeline.warehouse.schema import Table, inspect_table
 from payout_pipeline.warehouse.statements import Sql, statement
 from payout_pipeline.warehouse.target import SOURCE
-from payout_pipeline.warehouse.types import MAX_UINT64, integers, is_time
+from payout_pipeline.warehouse.types import MAX_UINT64, integers, is_time, unwrap
 from payout_pipeline.warehouse.view import normal_id
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from payout_pipeline.verification.numbers import Place
 
 COLUMNS = ["condition_id", "vector", "denominator", "winning_index", "resolved_at", "source"]
+VIEW_COLUMNS = ["condition_id", "payout_numerators", "payout_denominator", "winning_index", "resolved_at", "source"]
+VIEW_TYPES = ["String", "Array(UInt64)", "UInt64", "Int32", "DateTime", "String"]
 SHOWN_ROWS = 20
 _SCALE = 1_000_000_000
 _ROWS_AT_ONCE = 500_000
@@ -34,8 +36,12 @@ _RECENT = ("fetched_at", "updated_at", "version")
 
 @dataclass
 class ViewComparison:
-    """The view against its sources, over all slices. Counts are exact, lists hold the first differences."""
+    """The view against its sources, over all slices. Counts are exact, lists hold the first differences.
 
+    ``shape``: what the view is where it is no view of the six columns in their order, else empty.
+    """
+
+    shape: str = ""
     rows: int = 0
     expected: int = 0
     market: int = 0
@@ -54,33 +60,57 @@ class ViewComparison:
 def compare_view(place: Place) -> ViewComparison:
     """Compare the view with what its sources say it should hold, in all six columns, both ways."""
     found = ViewComparison()
-    for prefix in _prefixes(place):
-        _compare_slice(place, prefix, found)
+    found.shape = _shape(place)
+    for pattern in _slices(place):
+        _compare_slice(place, pattern, found)
     return found
 
 
-def _prefixes(place: Place) -> list[str]:
-    """Slices of the ids that fit into memory: all of them, or by their first one or two digits."""
+def _shape(place: Place) -> str:
+    """What the view is in place of a view with the six columns of these types in this order; empty where it is one."""
+    table = inspect_table(place.session, place.view_name)
+    if table is None:
+        return "missing"
+    if table.engine != "View":
+        return f"a table of engine {table.engine}, which does not follow its sources"
+    have = [(name, _plain(kind)) for name, kind in table.columns.items()]
+    if have != list(zip(VIEW_COLUMNS, VIEW_TYPES, strict=True)):
+        return f"one with the columns {', '.join(f'{name} {kind}' for name, kind in table.columns.items())}"
+    return ""
+
+
+def _plain(kind: str) -> str:
+    return "DateTime" if is_time(kind) else unwrap(kind)
+
+
+def _slices(place: Place) -> list[str]:
+    """Slices of the ids that fit into memory, as patterns: all of them, or by their first one or two digits.
+
+    The last one of several holds what does not begin with digits, so that no row is in none of them.
+    """
     rows = sum(
         int(place.session.scalar(f"SELECT count() FROM {table.name.sql}", doing=f"counting {table.name}"))  # noqa: S608
         for table in (place.market, place.target.table)
     )
     digits = 0 if rows <= _ROWS_AT_ONCE else 1 if rows <= 16 * _ROWS_AT_ONCE else 2
-    return [f"{number:0{digits}x}" if digits else "" for number in range(16**digits)]
+    if not digits:
+        return [""]
+    others = f"^.{{0,{digits - 1}}}([^0-9a-f]|$)"
+    return [*(f"^{number:0{digits}x}" for number in range(16**digits)), others]
 
 
-def _compare_slice(place: Place, prefix: str, found: ViewComparison) -> None:
+def _compare_slice(place: Place, pattern: str, found: ViewComparison) -> None:
     import pandas as pd
 
-    market = _side(place, place.market, prefix, source=place.market.name.name)
-    external = _side(place, place.target.table, prefix, source=None)
+    market = _side(place, place.market, pattern, source=place.market.name.name)
+    external = _side(place, place.target.table, pattern, source=None)
     found.market += len(market)
     _compare_sources(market, external, found)
     expected = pd.concat([market, external[~external["condition_id"].isin(market["condition_id"])]])[COLUMNS]
     sql = statement("checks/view_equals_sources", view=place.view_name)
     found.sql = sql
-    actual = place.session.arrow(sql, {"prefix": prefix}, doing=f"reading {place.view_name}").to_pandas()
-    actual = _rows(actual) if prefix == "" else _rows(actual[actual["condition_id"].str.startswith(prefix)])
+    actual = place.session.arrow(sql, {"slice": pattern}, doing=f"reading {place.view_name}").to_pandas()
+    actual = actual.rename(columns={"id": "condition_id"})[COLUMNS]
     found.rows += len(actual)
     found.expected += len(expected)
     of_market = actual[actual["source"] == place.market.name.name]["condition_id"]
@@ -88,10 +118,6 @@ def _compare_slice(place: Place, prefix: str, found: ViewComparison) -> None:
     found.market_missing += len(absent)
     found.missing_market_ids += absent.head(SHOWN_ROWS - len(found.missing_market_ids)).tolist()
     _note_differences(expected, actual, found)
-
-
-def _rows(frame: pd.DataFrame) -> pd.DataFrame:
-    return frame.reindex(columns=COLUMNS)
 
 
 def _note_differences(expected: pd.DataFrame, actual: pd.DataFrame, found: ViewComparison) -> None:
@@ -150,12 +176,12 @@ def _same_shares(left: tuple[Fraction, ...], right: tuple[Fraction, ...], *, exa
     return all(math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-9) for a, b in zip(left, right, strict=True))
 
 
-def _side(place: Place, table: Table, prefix: str, *, source: str | None) -> pd.DataFrame:
+def _side(place: Place, table: Table, pattern: str, *, source: str | None) -> pd.DataFrame:
     """One row per condition of ``table``; ``source``: what the view calls it, None for its own column."""
     import pandas as pd
 
     sql = _source_sql(table, source)
-    frame = place.session.arrow(sql, {"prefix": prefix}, doing=f"reading {table.name}").to_pandas()
+    frame = place.session.arrow(sql, {"slice": pattern}, doing=f"reading {table.name}").to_pandas()
     frame["condition_id"] = frame["written"].str.lower().str.removeprefix("0x")
     float32 = "Float32" in table.columns["payout_numerators"]
     known: dict[tuple[str, str], _Vector | None] = {}

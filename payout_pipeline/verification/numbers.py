@@ -112,20 +112,23 @@ def settled_pnl(session: Session, settings: Settings) -> dict[str, Any]:
             f"the view {name} has no {' or '.join(WALLET_COLUMNS)} or no {' or '.join(PNL_COLUMNS)}; it has "
             f"{', '.join(columns)}.\nTo repair it: set PAYOUT_PNL_VIEW to the view of settled P&L, or leave it empty."
         )
-    numbers = [c for c, kind in columns.items() if is_float(kind) or integers(kind)]
+    numbers = [c for c, kind in columns.items() if is_float(kind) or integers(kind) or "Decimal" in kind]
     not_numbers = " OR ".join(f"NOT isFinite(ifNull(toFloat64(m.{column(c)}), nan))" for c in numbers)
     has_redemption = "redemption_pnl" in columns
     adds_up = has_redemption and {"trading_pnl", "total_pnl"} <= set(columns)
     sql = statement(
         "checks/settled_pnl",
         view=name,
-        wallet=Sql(f"m.{column(wallet)}"),
+        wallet=_wallet(wallet),
         pnl=Sql(f"m.{column(pnl)}"),
         redemption=Sql("m.redemption_pnl" if has_redemption else "0"),
         not_a_number=Sql(not_numbers or "0"),
         # Float sums differ in the last digits with the order of addition.
         off=Sql(
-            "abs(m.total_pnl - m.trading_pnl - m.redemption_pnl) > 1e-6 * (1 + abs(m.total_pnl))" if adds_up else "0"
+            "abs(toFloat64(m.total_pnl) - toFloat64(m.trading_pnl) - toFloat64(m.redemption_pnl))"
+            " > 1e-6 * (1 + abs(toFloat64(m.total_pnl)))"
+            if adds_up
+            else "0"
         ),
     )
     row = session.rows(sql, doing=f"reading {name}")[0]
@@ -133,10 +136,15 @@ def settled_pnl(session: Session, settings: Settings) -> dict[str, Any]:
     if not has_redemption:
         found["redemptions"] = None
     if found["doubled"] > 0:
-        again = statement("checks/settled_pnl_doubled", view=name, wallet=Sql(f"m.{column(wallet)}"))
+        again = statement("checks/settled_pnl_doubled", view=name, wallet=_wallet(wallet))
         rows = session.rows(again, doing=f"reading {name}")
         found["examples"] = [(r["wallet"], r["rows_of_wallet"]) for r in rows]
     return found
+
+
+def _wallet(name: str) -> Sql:
+    """An address in lower case, however its checksum spells it; NULL where it is empty."""
+    return Sql(f"nullIf(lower(toString(m.{column(name)})), '')")
 
 
 def stored_rows(session: Session, settings: Settings) -> int:

@@ -10,7 +10,7 @@ from payout_pipeline.chunks import Worklist, read_input
 from payout_pipeline.ledger import Ledger
 from payout_pipeline.verdict import Severity, Table, Verdict
 from payout_pipeline.verification.before_after import REBUILD, SHOWN_ROWS, coverage_before_after, settled_pnl
-from payout_pipeline.verification.expected_view import ViewComparison, compare_view
+from payout_pipeline.verification.expected_view import VIEW_COLUMNS, ViewComparison, compare_view
 from payout_pipeline.verification.numbers import Place
 from payout_pipeline.warehouse.load import slices
 from payout_pipeline.warehouse.statements import Sql, statement
@@ -360,12 +360,14 @@ class _View:
             )
         else:
             sentence = f"Each of {counted(found.rows, 'row')} of the view equals its source in all six columns"
+        if found.shape:
+            sentence = f"{self.place.view} is {found.shape}, and not a view of {', '.join(VIEW_COLUMNS)}. {sentence}"
         table = Table(
             "rows that differ", ("condition_id", "defect", "sources say", "view says"), tuple(found.differences)
         )
         return Verdict(
             "view_equals_sources",
-            not wrong,
+            not wrong and not found.shape,
             Severity.ERROR,
             f"{sentence}.",
             found.expected,
@@ -373,7 +375,7 @@ class _View:
             tables=(table,) if wrong else (),
             sql=found.sql,
             repair=f"The view is not the one of this pipeline, or was built from other tables: {REBUILD}."
-            if wrong
+            if wrong or found.shape
             else "",
             facts={"different": found.changed, "lost": found.lost, "not in the sources": found.foreign},
         )

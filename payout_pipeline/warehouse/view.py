@@ -59,7 +59,7 @@ def readings(table: Table, *, external: bool) -> Readings:
     raw_d = "m.payout_denominator"
     if is_nullable(outer_type):
         raw_d = f"ifNull({raw_d}, 0)"
-    eligible = [f"{raw_d} > 0", *([f"arraySum({raw_n}) > 0"] if external else [])]
+    eligible = [f"{raw_d} > 0", *([f"arrayExists(x -> x > 0, {raw_n})"] if external else [])]
     if is_float(inner_type) or is_float(outer_type):
         limit = "18446744073709549568."  # the largest float below 2^64
         floats = f"arrayMap(x -> toFloat64(x), {raw_n})"

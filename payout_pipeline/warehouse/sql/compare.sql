@@ -21,7 +21,7 @@ WITH stored AS
             toString(m.source) AS source_name,
             source_name = {source:String} AS of_source,
             of_source AND normal AS own,
-            NOT of_source AND normal AND m.payout_denominator > 0 AND arraySum(m.payout_numerators) > 0 AS theirs,
+            NOT of_source AND normal AND m.payout_denominator > 0 AND arrayExists(x -> x > 0, m.payout_numerators) AS theirs,
             ${fetched_ms} AS fetched_ms,
             tuple(
                 arrayMap(x -> toInt256(x), m.payout_numerators),

@@ -1,2 +1,2 @@
 -- Rows and conditions of the view; equal where nobody is paid twice.
-SELECT count() AS rows, uniqExact(condition_id) AS conditions FROM ${view}
+SELECT count() AS rows, uniqExact(ifNull(toString(condition_id), 'NULL')) AS conditions FROM ${view}

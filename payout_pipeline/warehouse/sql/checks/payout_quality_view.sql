@@ -1,4 +1,5 @@
--- Rows of the view whose numerators do not sum to the denominator, whichever source they come from.
+-- Rows of the view whose numerators do not sum to the denominator, whichever source they come from. Added up as Int256: a sum
+-- that wraps around is none, and neither is one of fractions or NULL.
 SELECT
     count() AS rows,
     countIf(NOT sound) AS unsound,
@@ -6,8 +7,10 @@ SELECT
 FROM
 (
     SELECT
-        toString(condition_id) AS id,
-        abs(toFloat64(ifNull(arraySum(payout_numerators), 0)) - toFloat64(ifNull(payout_denominator, -1)))
-            <= 1e-9 * toFloat64(ifNull(payout_denominator, -1)) AS sound
+        ifNull(toString(condition_id), 'NULL') AS id,
+        arrayMap(x -> toInt256OrNull(toString(x)), payout_numerators) AS numerators,
+        NOT has(numerators, NULL)
+            AND arraySum(arrayMap(x -> ifNull(x, toInt256(0)), numerators))
+                = ifNull(toInt256OrNull(toString(payout_denominator)), toInt256(-1)) AS sound
     FROM ${view}
 )

@@ -8,7 +8,7 @@ SELECT
         length(toString(m.condition_id)) != 64 OR match(toString(m.condition_id), '[^0-9a-f]'), 'the id is not 64 lower-case hex digits',
         length(m.payout_numerators) < 2, 'fewer than two outcomes',
         m.payout_denominator <= 0, 'the denominator is not positive',
-        arraySum(m.payout_numerators) != m.payout_denominator, 'the numerators do not sum to the denominator',
+        arraySum(arrayMap(x -> toInt256(x), m.payout_numerators)) != toInt256(m.payout_denominator), 'the numerators do not sum to the denominator',
         toInt64(m.winning_index) != if(
             countEqual(m.payout_numerators, arrayMax(m.payout_numerators)) = 1,
             toInt64(indexOf(m.payout_numerators, arrayMax(m.payout_numerators))) - 1,

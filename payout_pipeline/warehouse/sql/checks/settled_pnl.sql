@@ -10,7 +10,7 @@ SELECT
 FROM
 (
     SELECT
-        toNullable(toString(${wallet})) AS wallet,
+        ${wallet} AS wallet,
         toFloat64(ifNull(${pnl}, nan)) AS pnl,
         toFloat64(ifNull(${redemption}, nan)) AS redemption,
         ${not_a_number} AS not_a_number,

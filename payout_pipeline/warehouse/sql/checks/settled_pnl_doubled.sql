@@ -1,5 +1,5 @@
 -- Wallets that are in the P&L view more than once: each further row is paid again.
-SELECT toString(${wallet}) AS wallet, count() AS rows_of_wallet
+SELECT assumeNotNull(${wallet}) AS wallet, count() AS rows_of_wallet
 FROM ${view} AS m
 WHERE isNotNull(${wallet})
 GROUP BY wallet

@@ -8,4 +8,4 @@ SELECT
     ${source} AS source,
     ${recent} AS recent
 FROM ${table} AS m ${final}
-WHERE startsWith(${normal_id}, {prefix:String})
+WHERE match(${normal_id}, {slice:String})
