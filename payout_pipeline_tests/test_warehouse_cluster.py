@@ -13,9 +13,10 @@ from payout_pipeline.errors import ConfigurationError, WarehousePermanentError
 from payout_pipeline.settings import load_settings
 from payout_pipeline.subgraph.generate import expected_vectors, generate
 from payout_pipeline.subgraph.server import SubgraphConfig, SubgraphServer
+from payout_pipeline.verification.resolutions_external_ingest import compare_stored as compare_rows
 from payout_pipeline.warehouse.client import Warehouse
 from payout_pipeline.warehouse.faults import ClickHouseRefusedError
-from payout_pipeline.warehouse.load import compare_rows, load_rows
+from payout_pipeline.warehouse.load import load_rows
 from payout_pipeline.warehouse.schema import inspect_table
 from payout_pipeline.warehouse.target import ensure_target
 from payout_pipeline.warehouse.view import rebuild_view
@@ -77,12 +78,11 @@ def sent(world: World, *beginnings: str) -> list[str]:
     return texts
 
 
-def load(world: World, *rows: dict[str, Any]) -> Any:
+def load(world: World, *rows: dict[str, Any], allow_removals: bool = False) -> Any:
     with world.session() as session:
         target = ensure_target(session, world.target_name, world.settings.clickhouse_cluster)
         assert target.table.engine == "ReplicatedReplacingMergeTree"
-        assert target.replaces
-        result = load_rows(session, target, ledger(*rows))
+        result = load_rows(session, target, ledger(*rows), allow_removals=allow_removals)
         assert compare_rows(session, target, ledger(*rows)).ok
     return result
 
@@ -106,8 +106,8 @@ def test_table_rows_and_view_are_the_same_on_both_hosts_of_a_cluster(pair: list[
     assert second.read(names) == first.read(names)
 
     changed = (resolved(1, 1, 0), *ROWS[1:3], other(4, "unresolved"), *ROWS[4:])
-    result = load(first, *changed)
-    assert (result.inserted_changed, result.deleted) == (1, 1)
+    result = load(first, *changed, allow_removals=True)
+    assert (result.inserted_changed, result.removed) == (1, 1)
     after = {row: 1 for row in EXPECTED if row[0] not in (condition(1), condition(4))}
     after[(condition(1), (1, 0), 1, 0, None, "goldsky-api")] = 1
     assert second.read(f"{STORED} FINAL") == first.read(f"{STORED} FINAL") == after
@@ -121,6 +121,16 @@ def test_table_rows_and_view_are_the_same_on_both_hosts_of_a_cluster(pair: list[
     }
     assert all(f"ON CLUSTER '{name}'" in text for text in definitions)
     assert not any("ON CLUSTER" in text for text in sent(first, "INSERT"))
+
+
+def test_reads_that_prove_a_load_of_a_replicated_table_are_consistent(pair: list[World]) -> None:
+    first, _ = pair
+    load(first, resolved(1, 0, 1))
+    assert first.front is not None
+    statements = first.front.counters().statements
+    proofs = [one for one in statements if f"`{first.database}" in one["sql"] and "AS state" in one["sql"]]
+    assert len(proofs) == 3  # before the insert, after it, and by the comparison
+    assert {one["settings"].get("select_sequential_consistency") for one in proofs} == {"1"}
 
 
 def test_a_cluster_that_the_server_does_not_know_is_refused_by_its_name(pair: list[World]) -> None:
@@ -143,7 +153,7 @@ def test_what_another_host_refuses_is_said_with_its_name(pair: list[World]) -> N
         rebuild_view(session, first.settings)
 
 
-@pytest.mark.parametrize("shape", ["live", "ours", "uint32 without fetched_at", "uint8, plain MergeTree"])
+@pytest.mark.parametrize("shape", ["ours", "uint32 without fetched_at", "int64, by source", "a version of the user's"])
 def test_a_replicated_table_that_exists_is_used_as_it_is(pair: list[World], shape: str) -> None:
     """With a path of its own, and without the cluster being named in a setting."""
     first, second = (world.with_settings(clickhouse_cluster=None) for world in pair)
@@ -161,8 +171,7 @@ def test_a_replicated_table_that_exists_is_used_as_it_is(pair: list[World], shap
         target = first.target(session)
         assert target.table == before
         assert target.table.engine == f"Replicated{name}"
-        assert target.table.version_column == (version or None)
-        assert target.replaces == (name == "ReplacingMergeTree")
+        assert target.version_column == (version or None)
         rows = (resolved(1, 0, 1), resolved(2, 27, 23, at=1_700_000_000), other(5, "absent"))
         changed = (resolved(1, 1, 0), *rows[1:])
         assert load_rows(session, target, ledger(*rows)).inserted_new == 2

@@ -346,7 +346,8 @@ def test_b1_a_load_killed_at_random_points_and_repeated_stores_every_row_once(ru
     chance = random.Random(seed)
     load = """
         from payout_pipeline.warehouse.identifiers import QualifiedName
-        from payout_pipeline.warehouse.load import compare_rows, load_rows
+        from payout_pipeline.verification.resolutions_external_ingest import compare_stored as compare_rows
+        from payout_pipeline.warehouse.load import load_rows
         from payout_pipeline.warehouse.target import ensure_target
         from payout_pipeline_tests.warehouse_fixtures import ledger, resolved
         rows = [resolved(n, 0, 1) for n in range(20_000)]
@@ -373,8 +374,9 @@ def test_b1_a_load_killed_at_random_points_and_repeated_stores_every_row_once(ru
 
 
 def test_d1_a_full_disk_is_said_with_its_path_and_the_load_works_after_space_is_freed(tmp_path: Path) -> None:
+    from payout_pipeline.verification.resolutions_external_ingest import compare_stored as compare_rows
     from payout_pipeline.warehouse.identifiers import QualifiedName
-    from payout_pipeline.warehouse.load import compare_rows, load_rows
+    from payout_pipeline.warehouse.load import load_rows
     from payout_pipeline.warehouse.target import ensure_target
     from payout_pipeline_tests.warehouse_fixtures import ledger, resolved
 

@@ -10,6 +10,7 @@ from payout_pipeline.errors import ConfigurationError, WarehousePermanentError, 
 from payout_pipeline.warehouse.identifiers import QualifiedName
 from payout_pipeline.warehouse.schema import (
     TARGET_COLUMNS,
+    Table,
     check_target,
     create_target_sql,
     ensure_sources,
@@ -43,11 +44,9 @@ def test_a_missing_target_is_created_with_the_documented_columns(world: World) -
         assert world.target(session) == target  # and used from then on
     assert target.columns == TARGET_COLUMNS
     assert target.table.engine == "ReplacingMergeTree"
-    assert target.table.version_column == "fetched_at"
+    assert target.version_column == "fetched_at"
     assert target.table.sorting_key == ("condition_id",)
-    assert target.replaces
     assert target.exclusive
-    assert target.null_resolved_at
 
 
 def test_a_missing_database_of_the_target_is_created(world: World) -> None:
@@ -65,27 +64,54 @@ def test_an_existing_table_of_a_known_shape_is_left_as_it_is(world: World, shape
         assert world.target(session).table == before
 
 
-def test_what_a_table_replaces_follows_from_its_engine_and_key(world: World) -> None:
-    expected = {
-        "ours": (True, True),
-        "live": (True, True),
-        "uint32 without fetched_at": (True, True),
-        "uint8, plain MergeTree": (False, False),
-        "int64, by source": (True, False),
-        "uint256, by month": (True, True),
-        "float64, plain MergeTree without fetched_at": (False, False),
-        "uint32, plain MergeTree": (False, False),
-        "uint8, fixed ids": (True, True),
-        "float32, replaced by a version of the user's": (False, True),
-    }
-    found = {}
+@pytest.mark.parametrize(
+    ("key", "exclusive"),
+    [
+        ("condition_id", True),
+        ("(condition_id)", True),
+        ("(condition_id, source)", False),
+        ("(source, condition_id)", False),
+    ],
+)
+def test_the_sorting_key_says_whether_a_condition_has_one_row_for_all_sources(
+    world: World, key: str, exclusive: bool
+) -> None:
+    make(world, f"ReplacingMergeTree ORDER BY {key}")
     with world.session() as session:
-        for number, (shape, ddl) in enumerate(SHAPES.items()):
-            name = QualifiedName(world.database, f"t{number}")
-            session.command(f"CREATE TABLE {name.sql} ({ddl}", doing="creating")
-            target = ensure_target(session, name)
-            found[shape] = (target.replaces, target.exclusive)
-    assert found == expected
+        assert world.target(session).exclusive == exclusive
+
+
+@pytest.mark.parametrize(
+    ("engine", "complaint"),
+    [
+        ("MergeTree ORDER BY condition_id", "its engine is MergeTree"),
+        ("ReplacingMergeTree ORDER BY tuple()", "sorted by nothing"),
+        ("ReplacingMergeTree ORDER BY source", "sorted by source"),
+        ("ReplacingMergeTree ORDER BY lower(condition_id)", r"sorted by lower\(condition_id\)"),
+        ("ReplacingMergeTree ORDER BY (condition_id, winning_index)", "sorted by condition_id, winning_index"),
+        ("ReplacingMergeTree PARTITION BY winning_index ORDER BY condition_id", "partitioned by winning_index"),
+        ("ReplacingMergeTree PARTITION BY source ORDER BY condition_id", "partitioned by source"),
+        ("ReplacingMergeTree(payout_denominator) ORDER BY condition_id", "version column is payout_denominator"),
+        ("ReplacingMergeTree(block_number, gone) ORDER BY condition_id", "marks deleted rows by gone"),
+    ],
+)
+def test_c5_a_table_that_does_not_replace_changed_rows_is_refused(world: World, engine: str, complaint: str) -> None:
+    make(world, engine, block_number="UInt64", gone="UInt8 DEFAULT 0")
+    with world.session() as session, pytest.raises(WarehouseSchemaError, match=complaint) as caught:
+        world.target(session)
+    assert "set PAYOUT_TARGET_TABLE" in str(caught.value)
+
+
+def test_c5_a_further_column_needs_a_default_and_the_statement_gives_it_one(world: World) -> None:
+    make(world, note="String", kind="Enum8('a' = 1)", remark="Nullable(String)", extra="UInt8 DEFAULT 1")
+    with world.session() as session:
+        with pytest.raises(WarehouseSchemaError) as caught:
+            world.target(session)
+        statements = [line for line in str(caught.value).splitlines() if line.startswith("ALTER TABLE")]
+        assert len(statements) == 2
+        for statement in statements:
+            session.command(statement, doing="repairing")
+        assert world.target(session).name == world.target_name
 
 
 @pytest.mark.parametrize(
@@ -95,11 +121,17 @@ def test_what_a_table_replaces_follows_from_its_engine_and_key(world: World) -> 
         ("condition_id", "FixedString(32)"),
         ("condition_id", "UInt256"),
         ("payout_numerators", "Array(String)"),
+        ("condition_id", "Nullable(String)"),
         ("payout_numerators", "Array(Decimal(3, 2))"),
+        ("payout_numerators", "Array(Float64)"),
+        ("payout_numerators", "Array(Nullable(UInt64))"),
         ("payout_numerators", "String"),
         ("payout_numerators", "UInt64"),
         ("payout_denominator", "Decimal(18, 2)"),
         ("payout_denominator", None),
+        ("payout_denominator", "Float32"),
+        ("payout_denominator", "Nullable(UInt64)"),
+        ("winning_index", "Nullable(Int32)"),
         ("winning_index", "UInt16"),
         ("winning_index", "String"),
         ("resolved_at", "Date"),
@@ -107,13 +139,15 @@ def test_what_a_table_replaces_follows_from_its_engine_and_key(world: World) -> 
         ("source", "UInt8"),
         ("source", "Enum8('chain' = 1)"),
         ("fetched_at", "String"),
+        ("fetched_at", "Nullable(DateTime)"),
+        ("block_number", "Float64"),
         ("winning_index", "Int32 MATERIALIZED 0"),
     ],
 )
 def test_c5_a_table_that_cannot_hold_the_vectors_is_refused_with_the_ddl(
     world: World, column: str, kind: str | None
 ) -> None:
-    make(world, "MergeTree ORDER BY tuple()", **{column: kind})
+    make(world, "ReplacingMergeTree ORDER BY tuple()", **{column: kind})
     with world.session() as session, pytest.raises(WarehouseSchemaError) as caught:
         world.target(session)
     message = str(caught.value)
@@ -160,16 +194,31 @@ def test_on_a_cluster_the_table_is_replicated_and_made_on_all_hosts(world: World
         create_target_sql(QualifiedName("d", "t"), "x' ; DROP TABLE t; --")
 
 
-def test_a_replicated_table_is_recognised_by_its_version_column() -> None:
-    from payout_pipeline.warehouse.schema import Table
-
-    full = "ReplicatedReplacingMergeTree('/clickhouse/tables/{uuid}/{shard}', '{replica}', fetched_at) ORDER BY condition_id"
+@pytest.mark.parametrize("family", ["Replicated", "Shared"])
+def test_a_replicated_table_is_recognised_by_its_version_column(family: str) -> None:
+    full = f"{family}ReplacingMergeTree('/clickhouse/tables/{{uuid}}/{{shard}}', '{{replica}}', fetched_at) ORDER BY condition_id"
     table = Table(
-        QualifiedName("d", "t"), "ReplicatedReplacingMergeTree", full, ("condition_id",), TARGET_COLUMNS, frozenset()
+        name=QualifiedName("d", "t"),
+        engine=f"{family}ReplacingMergeTree",
+        engine_full=full,
+        sorting_key=("condition_id",),
+        partition_key="",
+        columns=TARGET_COLUMNS,
+        computed=frozenset(),
+        undefaulted=frozenset(),
     )
-    assert table.version_column == "fetched_at"
-    assert table.final == "FINAL"
-    assert check_target(table).replaces
+    target = check_target(table)
+    assert (target.version_column, table.final, target.replicated) == ("fetched_at", "FINAL", True)
+
+
+def test_a_target_that_is_the_users_own_table_is_refused_before_anything_is_made(world: World) -> None:
+    named = world.with_settings(target_table=world.settings.market_resolutions_table)
+    with named.session() as session:
+        with pytest.raises(
+            ConfigurationError, match="PAYOUT_TARGET_TABLE and PAYOUT_MARKET_RESOLUTIONS_TABLE are both"
+        ):
+            ensure_sources(session, named.settings)
+        assert inspect_table(session, named.target_name) is None
 
 
 def test_a_missing_user_table_is_made_embedded_and_an_error_on_a_server(world: World) -> None:

@@ -20,7 +20,7 @@ from payout_pipeline.errors import IncompleteError, WarehousePermanentError
 from payout_pipeline.warehouse.client import Session
 from payout_pipeline.warehouse.faults import ClickHouseRefusedError, Fault
 from payout_pipeline.warehouse.schema import on_cluster
-from payout_pipeline.warehouse.statements import Sql, statement
+from payout_pipeline.warehouse.statements import Sql, column, statement
 from payout_pipeline.warehouse.target import SOURCE, TargetTable, check_values
 from payout_pipeline.warehouse.types import is_nullable, unwrap
 from payout_pipeline.warehouse.view import normal_id
@@ -261,6 +261,7 @@ def _differences(session: Session, target: TargetTable, fetched: pa.RecordBatch)
         fetched_ms=Sql(fetched_ms),
         resolved_at=_seconds("m.resolved_at", target.columns["resolved_at"]),
         exclusive=Sql(str(int(target.exclusive))),
+        version=Sql(f"m.{column(target.version_column)}" if target.version_column else "0"),
         consistency=target.consistency,
     )
     doing = f"comparing {fetched.num_rows} ids with {target.name}"
@@ -302,4 +303,11 @@ def _rows(target: TargetTable, batch: pa.RecordBatch, write: pa.Table) -> pa.Rec
         columns["fetched_at"] = pc.max_element_wise(own, after).cast(pa.timestamp("ms", "UTC"))
     if target.writes("block_number"):
         columns["block_number"] = pc.fill_null(rows.column("block_number"), 0)
+    if target.version_column not in (None, "fetched_at"):
+        # Of rows with the same version the one written last counts, so that the stored one's is enough; of a new row it is
+        # NULL, which becomes the column's default.
+        version = write.column("version").combine_chunks()
+        if target.version_column == "block_number":
+            version = pc.max_element_wise(columns["block_number"], version.cast(pa.uint64()))
+        columns[str(target.version_column)] = version
     return pa.record_batch(columns)

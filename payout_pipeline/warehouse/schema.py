@@ -46,6 +46,17 @@ class Table:
         return self.engine.startswith(("Replicated", "Shared"))
 
     @property
+    def replacing_by(self) -> tuple[str, ...]:
+        """The columns that a ReplacingMergeTree was given: none, the version, or the version and a deletion mark."""
+        match = re.match(
+            r"\w*ReplacingMergeTree\((.*?)\)(?:\s+(?:PARTITION|PRIMARY|ORDER|SAMPLE|TTL|SETTINGS)\b|\Z)",
+            self.engine_full,
+            re.DOTALL,
+        )
+        names = (part.strip().strip("`") for part in match[1].split(",")) if match else ()
+        return tuple(name for name in names if name in self.columns)
+
+    @property
     def id_column(self) -> str | None:
         """The column with the condition ids, found by looking."""
         return next((name for name in ID_COLUMNS if name in self.columns), None)

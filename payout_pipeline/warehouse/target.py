@@ -69,6 +69,11 @@ class TargetTable:
         return name in self.columns and self.table.defaults.get(name) not in ("MATERIALIZED", "ALIAS")
 
     @property
+    def version_column(self) -> str | None:
+        """The column by which the table chooses between rows of one key; None: the row written last."""
+        return next(iter(self.table.replacing_by), None)
+
+    @property
     def exclusive(self) -> bool:
         """See the class."""
         return "source" not in self.table.sorting_key
@@ -159,6 +164,10 @@ def _problems_of_the_key(table: Table) -> list[str]:
     elif set(table.sorting_key) not in ({"condition_id"}, {"condition_id", "source"}):
         key = ", ".join(table.sorting_key) or "nothing"
         problems.append(f"it is sorted by {key}; it has to be by condition_id, or by condition_id and source")
+    if len(table.replacing_by) > 1:
+        problems.append(f"its engine marks deleted rows by {table.replacing_by[1]}; only a version column is handled")
+    elif table.replacing_by and table.replacing_by[0] in REQUIRED_COLUMNS:
+        problems.append(f"its version column is {table.replacing_by[0]}, by which a changed row would not always win")
     used = set(re.findall(r"[A-Za-z_][A-Za-z0-9_]*", table.partition_key)) & set(table.columns)
     if moving := sorted(used - {"condition_id", "source"}):
         problems.append(

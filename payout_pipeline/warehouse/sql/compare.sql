@@ -10,6 +10,7 @@ WITH stored AS
         countIf(of_source) AS rows_of_source,
         countIf(theirs) AS other_vectors,
         max(fetched_ms) AS newest_ms,
+        maxOrNullIf(row_version, normal) AS version,
         anyIf(stored_row, own) AS ours,
         anyIf(stored_row, theirs) AS other,
         anyIf(source_name, theirs) AS other_source
@@ -23,6 +24,7 @@ WITH stored AS
             of_source AND normal AS own,
             NOT of_source AND normal AND m.payout_denominator > 0 AND arrayExists(x -> x > 0, m.payout_numerators) AS theirs,
             ${fetched_ms} AS fetched_ms,
+            ${version} AS row_version,
             tuple(
                 arrayMap(x -> toInt256(x), m.payout_numerators),
                 toInt256(m.payout_denominator),
@@ -49,6 +51,7 @@ SELECT
             arrayResize(s.other.1, length(f.numerators)), f.numerators), 'held',
         'conflict') AS state,
     s.newest_ms AS newest_ms,
+    s.version AS version,
     if(s.own_rows > 0,
         concat(toString(s.ours.1), '/', toString(s.ours.2)),
         concat(toString(s.other.1), '/', toString(s.other.2))) AS shown,
