@@ -214,6 +214,13 @@ def test_a_value_that_is_too_long_to_keep_makes_its_own_vector_invalid(long: Any
     assert isinstance(parse_payouts(found[IDS[1]].payouts), InvalidVector)
 
 
+@pytest.mark.parametrize("odd", ["\ud800", ["1", "\udfff"], {"\ud800": 1}])
+def test_a_value_that_cannot_be_stored_as_text_makes_its_own_vector_invalid(odd: Any) -> None:
+    found = check([row(1), row(2, payouts=odd)])
+    assert found[IDS[1]].payouts == "(a value with half of a surrogate pair, which is no text)"
+    assert found[IDS[0]].payouts == ["1", "0"]
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -213,8 +213,11 @@ def _condition(row: dict[str, Any], fields: Fields) -> RawCondition:
 
 
 def _bounded(value: Any) -> Any:
-    """``value``, or a remark in its place, which makes the vector invalid, where it is too long to be kept."""
-    length = _length(value)
+    """``value``, or a remark in its place, which makes the vector invalid, where it cannot be kept."""
+    try:
+        length = _length(value)
+    except UnicodeEncodeError:
+        return "(a value with half of a surrogate pair, which is no text)"
     if length <= MAX_VALUE_CHARACTERS:
         return value
     return f"(a value of {length:,} characters; up to {MAX_VALUE_CHARACTERS:,} are kept)"
@@ -222,11 +225,11 @@ def _bounded(value: Any) -> Any:
 
 def _length(value: Any) -> int:
     if isinstance(value, str):
-        return len(value)
+        return len(value) if value.isascii() else len(value.encode())
     if isinstance(value, list):
         return sum(map(_length, value), len(value))
     if isinstance(value, dict):
-        return sum(len(key) + _length(inner) for key, inner in value.items())
+        return sum(_length(key) + _length(inner) for key, inner in value.items())
     return 8
 
 

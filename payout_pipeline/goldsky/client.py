@@ -45,14 +45,18 @@ logger = logging.getLogger(__name__)
 
 _REQUESTS_PER_BATCH = 600  # room to find some two dozen poisoned ids among a thousand, one by one
 _REQUESTS_WITHOUT_ANSWER = 50  # as many as it takes to find a few poisoned ids, but nothing of a batch was believed
-_FEWEST_IDS = 100  # a list that is refused with fewer is peculiar, and says nothing about the others
+_FEWEST_IDS = 100  # lists are not made smaller than that by what was learned
 
 
 @dataclass(slots=True)
 class _Lesson:
-    """A request of more queries failed; if all its parts of ``size`` are answered, then by its size."""
+    """A request failed and was taken apart. If all its parts are answered, it failed by its size.
+
+    ``size`` is that of a part, in queries or, ``of_ids``, in ids; ``parts`` are those not answered yet.
+    """
 
     size: int
+    of_ids: bool
     message: str
     parts: int
 
@@ -264,34 +268,31 @@ class GoldskyClient(Connection):
         if len(queries) > 1:
             size = len(queries) // 2
             parts = chunks(queries, size)
-            lesson = None
-            if too_large:
-                self._shrink(size, fault.message)
-            elif fault.kind is FaultKind.TRANSIENT:
-                lesson = _Lesson(size, fault.message, len(parts))
+            lesson = _Lesson(size, False, fault.message, len(parts)) if fault.kind is not FaultKind.REFUSED else None
             return [_Group(part, attempts, lesson) for part in parts]
-        query = queries[0]
-        if too_large:
-            self._shrink(1, fault.message)
-            self._rows_per_query = min(self._rows_per_query, max(query.size // 2, _FEWEST_IDS))
-        message = fault.message
+        query, message = queries[0], fault.message
         if query.answer.requests + tally.requests >= _REQUESTS_PER_BATCH:
             message = f"{_REQUESTS_PER_BATCH} requests did not settle this batch; it is asked again by the next run"
         elif query.size > 1:
+            size = -(-query.size // 2)
+            halves = query.parts(size)
+            lesson = _Lesson(size, True, message, len(halves)) if too_large or fault.heavy else None
             # Each part is asked once until single ids are left, which get all the retries.
-            halves = query.parts(-(-query.size // 2))
-            return [_Group([half], self.max_retries + 1 if half.size == 1 else attempts) for half in halves]
+            return [_Group([half], self.max_retries + 1 if half.size == 1 else attempts, lesson) for half in halves]
         query.fail(message)
         return []
 
     def _learn_from(self, group: _Group) -> None:
-        """Where all parts of a request that failed were answered, it failed by its size."""
+        """A group was answered: if it was the last part of a request that failed, smaller ones are sent from now on."""
         lesson = group.lesson
         if lesson is None:
             return
         lesson.parts -= 1
-        if lesson.parts == 0:
-            self._shrink(lesson.size, lesson.message)
+        if lesson.parts:
+            return
+        if lesson.of_ids:
+            self._rows_per_query = min(self._rows_per_query, max(lesson.size, _FEWEST_IDS))
+        self._shrink(1 if lesson.of_ids else lesson.size, lesson.message)
 
     def _shrink(self, size: int, message: str) -> None:
         if size >= self.batches_per_request:

@@ -78,30 +78,25 @@ class IdsQuery:
 
     @property
     def size(self) -> int:
-        """See :class:`Query`."""
         return len(self.ids)
 
     def arguments(self, fields: Fields, suffix: str) -> str:
-        """See :class:`Query`."""
         name = f"b{suffix}" if suffix else "ids"
         return f"first: {self.size}, where: {{id_in: ${name}}}"
 
     def variables(self, suffix: str) -> dict[str, tuple[str, Any]]:
-        """See :class:`Query`."""
         return {f"b{suffix}" if suffix else "ids": ("[ID!]!", ["0x" + i for i in self.ids])}
 
     def check(self, rows: list[Any], fields: Fields) -> dict[str, RawCondition]:
-        """See :class:`Query`."""
         return check_ids(rows, self.ids, fields)
 
     def parts(self, size: int) -> list[Query]:
-        """See :class:`Query`."""
         if self.size <= size:
             return [self]
         return [replace(self, ids=part) for part in chunks(self.ids, size)]
 
     def take(self, found: dict[str, RawCondition], block: int) -> list[Query]:
-        """See :class:`Query`. Next come the ids that the answer may have cut off."""
+        """Next come the ids that the answer may have cut off."""
         self.answer.found |= found
         self.answer.block_number = min(self.answer.block_number or block, block)
         cut_off = doubtful(self.ids, found)
@@ -110,7 +105,6 @@ class IdsQuery:
         return [replace(self, ids=cut_off)] if cut_off else []
 
     def fail(self, message: str, *, unavailable: bool = False) -> None:
-        """See :class:`Query`."""
         self.answer.failed |= dict.fromkeys(self.ids, message)
         self.answer.unavailable |= unavailable
 
@@ -125,27 +119,24 @@ class PageQuery:
     size: int = MAX_FIRST
 
     def arguments(self, fields: Fields, suffix: str) -> str:
-        """See :class:`Query`."""
         resolved = "payouts_not: null" if fields.kind == "payouts" else 'payoutDenominator_gt: "0"'
         upper = f", id_lt: $upper{suffix}" if self.upper is not None else ""
         where = f"{{id_gt: $after{suffix}{upper}, {resolved}}}"
         return f"first: {self.size}, orderBy: id, orderDirection: asc, where: {where}"
 
     def variables(self, suffix: str) -> dict[str, tuple[str, Any]]:
-        """See :class:`Query`."""
         bounds = {"after": self.after} | ({"upper": self.upper} if self.upper is not None else {})
         return {name + suffix: ("ID!", "0x" + value) for name, value in bounds.items()}
 
     def check(self, rows: list[Any], fields: Fields) -> dict[str, RawCondition]:
-        """See :class:`Query`."""
         return check_page(rows, self.after, self.upper, self.size, fields)
 
     def parts(self, size: int) -> list[Query]:
-        """See :class:`Query`. A smaller page; the next one follows from what it has."""
+        """A smaller page; the next one follows from what it has."""
         return [replace(self, size=min(self.size, size))]
 
     def take(self, found: dict[str, RawCondition], block: int) -> list[Query]:
-        """See :class:`Query`. Only an empty page is the end: a short one may be a limit that nobody told us of."""
+        """Only an empty page is the end: a short one may be a limit that nobody told us of."""
         self.answer.block_number = min(self.answer.block_number or block, block)
         if not found:
             return []
@@ -153,7 +144,7 @@ class PageQuery:
         return [replace(self, after=next(reversed(found)), size=MAX_FIRST)]
 
     def fail(self, message: str, *, unavailable: bool = False) -> None:
-        """See :class:`Query`. A range with a hole in it is of no use."""
+        """A range with a hole in it is of no use."""
         raise GoldskyUnavailableError(message)
 
 
