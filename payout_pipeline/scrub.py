@@ -22,13 +22,13 @@ _pattern: re.Pattern[str] | None = None
 # Credentials in a URL and bearer tokens are masked even where nobody registered them.
 _URL_CREDENTIALS = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*://)[^/\s@'\"]+@")
 _URL = re.compile(r"(?i:https?)://[^\s'\"<>]+")
-# What looks like a key in the path or query of a URL: hex, a UUID, lower case or upper case with many digits, or a mixture of
+# What looks like a key in the path or query of a URL: hex, a UUID, lower case or upper case with a digit, or a mixture of
 # both cases and digits. Public ids stay readable: Goldsky's projects, conditions, what follows `/id/` in the URLs of The
 # Graph, and Dagster's runs.
 _KEY = re.compile(
     r"""(?x)
     [0-9a-fA-F]{24,} | [0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}
-    | (?=(?:[a-z]*[0-9]){4})[a-z0-9]{24,} | (?=(?:[A-Z]*[0-9]){4})[A-Z0-9]{24,}
+    | (?=[a-z]*[0-9])[a-z0-9]{24,} | (?=[A-Z]*[0-9])[A-Z0-9]{24,}
     | (?=[^A-Z]*[A-Z])(?=[^a-z]*[a-z])(?=[^0-9]*[0-9])[A-Za-z0-9_+%.~-]{20,}=*
     """
 )

@@ -323,6 +323,31 @@ def test_a14_an_answer_that_unpacks_to_gigabytes_is_not_unpacked(tmp_path: Path)
     assert "larger than 67,108,864 bytes" in next(iter(answers[0].failed.values()))
 
 
+@pytest.mark.parametrize("value", ["{}", "[]", "1.5"])
+def test_a14_millions_of_values_that_are_no_rows_are_refused_before_they_are_parsed(tmp_path: Path, value: str) -> None:
+    body = ('{"data":{' + META + ',"conditions":[' + ",".join([value] * 10_000_000) + "]}}").encode()
+    with flat_memory(250):
+        answers = ask(subgraph(answer=raw(body)), tmp_path, batches=1, size=2, timeout_seconds=60)
+    assert "values, too many" in next(iter(answers[0].failed.values()))
+
+
+@pytest.mark.parametrize("encoding", ["br", "gzip"])
+def test_a3_a_429_whose_body_cannot_be_unpacked_is_waited_out_all_the_same(tmp_path: Path, encoding: str) -> None:
+    times: list[float] = []
+    meta = {"block": {"number": 100}, "deployment": "Qm", "hasIndexingErrors": False}
+
+    def answer(number: int) -> web.Response:
+        times.append(time.monotonic())
+        if len(times) == 1:
+            headers = {"Content-Encoding": encoding, "Retry-After": "2"}
+            return web.Response(status=429, body=b"slow down", headers=headers)
+        return web.json_response({"data": {"_meta": meta, **{f"b{n}": [] for n in range(10)}}})
+
+    answers = ask(subgraph(answer=answer), tmp_path)
+    assert not any(answer.failed for answer in answers)
+    assert times[1] - times[0] >= 2
+
+
 def test_a14_a_million_rows_that_nobody_asked_for(tmp_path: Path) -> None:
     row = '{"id":"0x%064x","payouts":null}'
     body = ('{"data":{' + META + ',"conditions":[' + ",".join(row % n for n in range(500_000)) + "]}}").encode()

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 MAX_ANSWER_BYTES = 64 * 1024 * 1024  # unpacked; a thousand conditions of 257 outcomes are a fifth of it
 _LARGE_BYTES = 8 * 1024 * 1024  # answers above it are read one at a time, so that many of them take no more memory
 _SHOWN_BYTES = 4000
+_VALUES_PER_ROW = 600  # a condition has at most 257 outcomes; twice that, as numerators and for other fields
 _PIECE_BYTES = 256 * 1024
 _USER_AGENT = "payout-pipeline (gql, aiohttp)"
 
@@ -117,7 +118,13 @@ class GoldskyTransport(AIOHTTPTransport):
         async with session.post(
             self.url, data=body, ssl=self.ssl, proxy=self._proxy, allow_redirects=False
         ) as response:
-            content = await self._read(response, whole=response.status in (200, 400))
+            whole = response.status in (200, 400)
+            try:
+                content = await self._read(response, whole=whole)
+            except (AnswerFault, aiohttp.ClientError):
+                if whole:
+                    raise
+                content = bytearray()  # unreadable, but the status alone says what to do (a 429 has to be waited for)
         return response.status, response.headers, content
 
     async def _read(self, response: aiohttp.ClientResponse, *, whole: bool) -> bytearray:
@@ -185,6 +192,8 @@ async def _unpacked(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
             while piece:
                 yield piece
                 piece = unpacking.decompress(unpacking.unconsumed_tail, _PIECE_BYTES)
+            if unpacking.unused_data:  # zlib would collect it without limit
+                raise AnswerFault(Fault(FaultKind.TRANSIENT, "data follows the end of the packed answer", heavy=True))
     except zlib.error as error:
         raise AnswerFault(Fault(FaultKind.TRANSIENT, f"the answer cannot be unpacked: {error}", heavy=True)) from None
     if not unpacking.eof:
@@ -196,6 +205,10 @@ def _parse(content: bytearray, most_rows: int) -> ExecutionResult:
     rows = content.count(b'"id"')
     if rows > most_rows + 1000:  # a few too many get a better message later
         raise refuse(f"it has some {rows:,} rows, where at most {most_rows:,} were asked for")
+    # Each value follows a comma or an opening bracket, and as an object takes many times its bytes.
+    values = sum(content.count(sign) for sign in (b",", b"[", b"{"))
+    if values > _VALUES_PER_ROW * most_rows + 250_000:
+        raise refuse(f"it has some {values:,} values, too many for the {most_rows:,} rows that were asked for")
     try:
         answer = read_exactly(content)
     except (json.JSONDecodeError, UnicodeDecodeError):
