@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 Value = int | float | str | bool
+#: ``actual`` of a check that could not be made.
+NO_ANSWER = "no answer"
 
 
 class Severity(str, Enum):

@@ -12,27 +12,27 @@ from payout_pipeline.dagster_home import REPOSITORY_TAGS
 from payout_pipeline.settings import Settings
 
 
-def run_all_checks(settings: Settings, instance: dg.DagsterInstance, workers: Collection[int] = ()) -> None:
+def run_all_checks(
+    settings: Settings, instance: dg.DagsterInstance, workers: Collection[int] = ()
+) -> dict[str | None, str]:
     """Run the checks of all workers and of the view in one run in this process; with ``workers`` a run for each of these.
 
-    What they found is in the report; a run that fails, because a check failed or could not be made, raises nothing.
+    What they found is in the report; a run that fails, because a check failed or could not be made, raises nothing. Returns
+    the ids of the runs by partition; that of None made the checks of the view, and those of no partition that is named.
     """
     from payout_pipeline.definitions import build_defs
 
     job = build_defs(settings).resolve_job_def(VERIFY_JOB)
     quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
     # Dagster gives a job of checks alone no partitions; the tag is what a run of one partition is known by.
-    tags = [{"dagster/partition": partition_key(worker, settings.workers)} for worker in sorted(workers)]
+    keys = [partition_key(worker, settings.workers) for worker in sorted(workers)]
+    runs: dict[str | None, str] = {}
     of_view = [dg.AssetCheckKey(dg.AssetKey(VIEW), info.name) for info in checks_of(VIEW, settings)]
-    for run_tags in tags or [{}]:
-        chosen = (
-            {key for key in job.asset_layer.asset_graph.asset_check_keys if key not in of_view} if run_tags else None
-        )
+    of_workers = {key for key in job.asset_layer.asset_graph.asset_check_keys if key not in of_view}
+    for key in [*keys, None]:
+        chosen = None if not keys else set(of_view) if key is None else of_workers
         run = job if chosen is None else job.get_subset(asset_check_selection=chosen)
-        run.execute_in_process(
-            instance=instance, run_config=quiet, tags={**REPOSITORY_TAGS, **run_tags}, raise_on_error=False
-        )
-    if tags:
-        job.get_subset(asset_check_selection=set(of_view)).execute_in_process(
-            instance=instance, run_config=quiet, tags=REPOSITORY_TAGS, raise_on_error=False
-        )
+        tags = {**REPOSITORY_TAGS, **({"dagster/partition": key} if key is not None else {})}
+        done = run.execute_in_process(instance=instance, run_config=quiet, tags=tags, raise_on_error=False)
+        runs[key] = done.run_id
+    return runs

@@ -98,9 +98,8 @@ def make_verdicts(
     partition: str | None,
     wanted: set[str],
 ) -> list[Verdict]:
-    """The verdicts of the wanted checks, in the order of the catalogue. A fault that one meets fails that one only.
-
-    Raises what opening the database raises.
+    """The verdicts of the wanted checks, in the order of the catalogue. A fault that one meets fails that one only; a
+    database that does not answer fails all that need it.
     """
     from payout_pipeline.verification import (
         baseline,
@@ -116,14 +115,24 @@ def make_verdicts(
         return _made(settings, asset, wanted, module.checks(settings, worklist, partition))
     workers = {"all_workers_complete": lambda: all_workers_complete(worker_states(instance, settings, worklist))}
     found = _made(settings, asset, wanted, workers)
-    if wanted - set(workers):
+    of_view = wanted - set(workers)
+    if not of_view:
+        return found
+    try:
         with Warehouse.from_settings(settings, "checks of the truth view").session(
             "checking the truth view"
         ) as session:
-            found += _made(settings, asset, wanted, vw_resolutions_truth.checks(settings, worklist, session))
+            found += _made(settings, asset, of_view, vw_resolutions_truth.checks(settings, worklist, session))
             names = {info.name for info in checks_of(asset, settings)}
             if wanted >= names and all(v.passed or v.nothing or v.severity is Severity.WARN for v in found):
                 baseline.accept(settings, baseline.measure(session, settings))
+    except PayoutPipelineError as fault:  # no session at all: it is each check's own fault that it could not be made
+        made = {verdict.check for verdict in found}
+        found += [
+            vw_resolutions_truth.could_not_be_made(info.name, info.severity, str(fault))
+            for info in checks_of(asset, settings)
+            if info.name in of_view - made
+        ]
     return found
 
 

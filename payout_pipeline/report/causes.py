@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from payout_pipeline.checks.catalogue import ASSETS, VIEW
 from payout_pipeline.checks.history import CheckStatus, State
 from payout_pipeline.scrub import scrub
-from payout_pipeline.verdict import Severity
+from payout_pipeline.verdict import NO_ANSWER, Severity
 from payout_pipeline.words import counted
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ _WORKERS_OPTION = re.compile(r" --workers [\d,]+")
 _REPAIR = re.compile(r"\s*\n?To repair it: ")
 #: Reasons why a result does not count that new checks alone do not mend: the data is of other ids, or gone.
 _NEEDS_A_RUN = re.compile(r"\binput\b|\bis gone\b")
+#: What ClickHouse was asked for when it refused; the same fault may meet several checks.
+_DOING = re.compile(r"\AClickHouse, .*?: (?=code \d|no answer)")
 #: What differs between two workers with the same fault: names, ids, numbers.
 _PARTICULARS = re.compile(r"worker_\d+_of_\d+|--workers [\d,]+|\b[0-9a-f]{8,}\b|\d[\d,.]*")
 
@@ -117,12 +119,19 @@ def _key(status: CheckStatus, failures: dict[str, str]) -> tuple[object, ...]:
     """Equal for statuses with the same cause: failed checks share a repair, others what kept them from a result."""
     if status.state is State.FAILED:
         repair = status.verdict.repair if status.verdict is not None else ""
+        if unanswered := _unanswered(status):
+            return (status.state, _general(_DOING.sub("", unanswered)))
         return (status.state, status.blocks_success, _general(repair) or status.info.name)
     if status.state is State.NOT_MADE:
         return (status.state, _general(failures.get(status.run_id, "") or status.reason))
     if status.state is State.NEVER:
         return (status.state, status.partition is None)
     return (status.state, _general(status.reason))
+
+
+def _unanswered(status: CheckStatus) -> str:
+    """The fault because of which the check has no answer, such as a database that is down; empty where it has one."""
+    return status.verdict.description if status.verdict is not None and status.verdict.actual == NO_ANSWER else ""
 
 
 def _general(text: str) -> str:
@@ -140,6 +149,7 @@ def _cause(group: list[CheckStatus], below: list[CheckStatus], failures: dict[st
     text, repair = "", ""
     if first.state is State.FAILED:
         repair = first.verdict.repair.removeprefix("To repair it: ") if first.verdict is not None else ""
+        text = _unanswered(first) if len(group) > 1 else ""
     elif first.state is State.NOT_MADE:
         text, repair = _split(failures.get(first.run_id, "") or first.reason)
     else:

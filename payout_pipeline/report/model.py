@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -87,13 +88,28 @@ def _rank(status: CheckStatus) -> tuple[int, int]:
     return group, _STATES.index(status.state)
 
 
-def build_report(settings: Settings, instance: dg.DagsterInstance, now: datetime | None = None) -> Report:
+def build_report(
+    settings: Settings,
+    instance: dg.DagsterInstance,
+    now: datetime | None = None,
+    runs: Mapping[str | None, str] | None = None,
+) -> Report:
     """Read the latest statuses from ``instance`` and compare them with today's input.
+
+    ``runs``: what just ran, by partition (None: the view); a result of another run does not count for these.
 
     Raises InputError where the input file cannot be read: without it nothing can be said about today's input.
     """
     worklist = read_worklist(settings)
     statuses = tuple(latest_statuses(instance, settings, worklist))
+    if runs is not None:
+        everything = len(runs) == 1
+        statuses = tuple(
+            _of_run(status, runs[None if everything else status.partition])
+            if everything or status.partition in runs
+            else status
+            for status in statuses
+        )
     return Report(
         made_at=now or datetime.now(timezone.utc),
         worklist=worklist,
@@ -103,6 +119,13 @@ def build_report(settings: Settings, instance: dg.DagsterInstance, now: datetime
         statuses=statuses,
         causes=tuple(find_causes(statuses, lambda run_id: failure_of_run(instance, run_id))),
     )
+
+
+def _of_run(status: CheckStatus, run_id: str) -> CheckStatus:
+    """The status, or that the run did not make the check."""
+    if status.run_id == run_id or status.state is State.RUNNING:
+        return status
+    return replace(status, state=State.NOT_MADE, reason="It could not be made now.", verdict=None, run_id=run_id)
 
 
 def read_report(settings: Settings) -> Report:

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from payout_pipeline.ledger import Ledger
 from payout_pipeline.verdict import Severity, Table, Verdict
+from payout_pipeline.verification.numbers import Place
 from payout_pipeline.warehouse.client import Session, Warehouse
-from payout_pipeline.warehouse.identifiers import QualifiedName
 from payout_pipeline.warehouse.load import slices
 from payout_pipeline.warehouse.statements import statement
-from payout_pipeline.warehouse.target import SOURCE, TargetTable, ensure_target
+from payout_pipeline.warehouse.target import SOURCE, TargetTable
 from payout_pipeline.warehouse.view import normal_id
 from payout_pipeline.words import counted
 
@@ -75,8 +75,7 @@ def stored_equals_fetched(settings: Settings, key: str) -> Verdict:
         repair = f"Run `payout-pipeline backfill --workers {int(key.split('_')[1])}`."
         return Verdict("stored_equals_fetched", False, Severity.ERROR, sentence, "a ledger", "none", repair=repair)
     with Warehouse.from_settings(settings, f"check of {key}").session(f"checking {key}") as session:
-        target = ensure_target(session, QualifiedName.parse(settings.target_table), settings.clickhouse_cluster)
-        found = compare_stored(session, target, ledger.read())
+        found = compare_stored(session, Place(session, settings).target, ledger.read())
     if found.counts["conflict"]:
         repair += (
             " The table keeps one row per condition, and a vector of another source is never overwritten: decide for each "

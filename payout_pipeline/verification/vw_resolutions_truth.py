@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from payout_pipeline.chunks import Worklist, read_input
 from payout_pipeline.ledger import Ledger
-from payout_pipeline.verdict import Severity, Table, Verdict
+from payout_pipeline.verdict import NO_ANSWER, Severity, Table, Verdict
 from payout_pipeline.verification.before_after import REBUILD, SHOWN_ROWS, coverage_before_after, settled_pnl
 from payout_pipeline.verification.expected_view import VIEW_COLUMNS, ViewComparison, compare_view
 from payout_pipeline.verification.numbers import Place
@@ -52,7 +52,7 @@ def could_not_be_made(check: str, severity: Severity, message: str) -> Verdict:
     """A check whose question has no answer here, because something that it reads is missing, broken or of another shape."""
     head, _, rest = message.partition("\n")
     repair = " ".join(rest.split()).removeprefix("To repair it: ")
-    return Verdict(check, False, severity, head[:1].upper() + head[1:], "an answer", "none", repair=repair)
+    return Verdict(check, False, severity, head[:1].upper() + head[1:], "an answer", NO_ANSWER, repair=repair)
 
 
 def _ids_table(title: str, ids: list[str]) -> tuple[Table, ...]:

@@ -62,6 +62,8 @@ _NAME = re.compile(r"\(([A-Z][A-Z0-9_]{3,})\)")
 _NOISE = re.compile(
     r"^Received ClickHouse exception, code: \d+, server response: "
     r"|\s*\(version [^()]*(\([^()]*\))?\)|\s*\(for url [^)]*\)"
+    r"|[.:]? In scope .*(?=\. \([A-Z_]+\))",
+    re.DOTALL,
 )
 
 
@@ -95,6 +97,10 @@ class Fault:
         """The exception to raise; ``doing`` names the step and the table, ``address`` the server or directory."""
         label = f"code {self.code} {self.name}".strip() if self.code is not None else "no answer"
         hint = _HINTS.get(self.code or 0)
+        if self.code is None and self.kind is Kind.TRANSIENT and address.startswith("http"):
+            hint = (
+                "see that the server runs, and that CLICKHOUSE_HOST and CLICKHOUSE_PORT name it; then do the same again"
+            )
         message = f"ClickHouse, {doing}: {label}: {self.text}" + (f"\nTo repair it: {hint}." if hint else "")
         if self.kind is Kind.NO_SPACE:
             return StorageError(
@@ -164,4 +170,6 @@ def classify(error: BaseException) -> Fault:
     if any(isinstance(cause, ssl.SSLError) and "WRONG_VERSION_NUMBER" in str(cause) for cause in causes):
         text = "the port does not speak TLS; check CLICKHOUSE_SECURE and CLICKHOUSE_PORT"
         return Fault(Kind.PERMANENT, None, "", text, False)
-    return Fault(Kind.TRANSIENT, None, "", text or type(error).__name__, False)
+    # What the system said, without the client library's words around it, which differ from one attempt to the next.
+    said = [str(cause) for cause in causes if isinstance(cause, OSError) and cause.errno and str(cause)]
+    return Fault(Kind.TRANSIENT, None, "", excerpt(said[-1], 400) if said else text or type(error).__name__, False)
