@@ -85,6 +85,11 @@ def settled_pnl(place: Place) -> Verdict:
     floor = max([at.wallets or 0 for at in (before, accepted) if at is not None], default=0)
     redeemed = any(at.redemptions for at in (before, accepted) if at is not None)
     problems = _pnl_problems(now, floor, view, redeemed=redeemed)
+    truth = numbers.view_conditions(place.session, place.settings)
+    again = truth.get("view_rows", 0) - truth.get("view", 0)
+    if again:
+        doubled = f"{place.settings.truth_view} has {counted(again, 'row')} too many, and each pays its wallets twice"
+        problems.insert(0, (doubled, f"See one_row_per_condition; {REBUILD}."))
     rows: list[tuple[Value, ...]] = []
     for label, wallets, total, paid in (
         *(
@@ -122,7 +127,7 @@ def settled_pnl(place: Place) -> Verdict:
         sql=now["sql"],
         repair=" ".join(dict.fromkeys(repair for _, repair in problems)),
         nothing=not problems and not now["rows"],
-        facts={"total_settled_pnl": round(now["total"], 2), "paid twice": now["doubled"]},
+        facts={"total_settled_pnl": round(now["total"], 2), "paid twice": now["doubled"] + again},
     )
 
 

@@ -136,11 +136,12 @@ def check_target(table: Table, cluster: str | None = None) -> TargetTable:
             problems.append(f"{name}: {why if kind is None else f'{kind} {why}'}")
             verb = "ADD" if kind is None else "MODIFY"
             alter.append(f"ALTER TABLE {table.name.sql} {verb} COLUMN {quote_identifier(name)} {needed};")
-    for name in table.columns:
-        if name not in TARGET_COLUMNS and name not in table.defaults and not is_nullable(table.columns[name]):
-            problems.append(f"{name}: {table.columns[name]} has no default, and the pipeline does not know its value")
+    for name, kind in table.columns.items():
+        if name not in TARGET_COLUMNS and name not in table.defaults and not is_nullable(kind):
+            problems.append(f"{name}: {kind} has no default, and the pipeline does not know its value")
+            default = "defaultValueOfTypeName('{}')".format(kind.replace("\\", "\\\\").replace("'", "\\'"))
             alter.append(
-                f"ALTER TABLE {table.name.sql} MODIFY COLUMN {quote_identifier(name)} {table.columns[name]} DEFAULT …;"
+                f"ALTER TABLE {table.name.sql} MODIFY COLUMN {quote_identifier(name)} {kind} DEFAULT {default};"
             )
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in problems)
