@@ -57,6 +57,7 @@ class BasisReader:
             basis[variable_of(name)] = scrub(str(getattr(self._settings, name)))
         if asset != FETCHED:
             basis["CLICKHOUSE_HOST"] = (self._settings.clickhouse_host or "embedded").rsplit("@", 1)[-1]
+            basis["CLICKHOUSE_PORT"] = str(self._settings.clickhouse_port or _NONE)
         return basis
 
     def materialized(self, asset: str, partition: str | None) -> str:
