@@ -99,7 +99,7 @@ def why_outdated(judged: Basis, now: Basis) -> str:
             if today == _NONE:
                 return f"The materialization of {part} is not known any more."
             return f"{part} was materialized again at {today.split()[0]}."
-        return f"{part} is {today} now, was {then}."
+        return f"{part} is {today or 'empty'} now, was {then or 'empty'}."
     return ""
 
 
