@@ -57,6 +57,7 @@ class BasisReader:
             basis[variable_of(name)] = scrub(str(getattr(self._settings, name)))
         if asset != FETCHED:
             basis["CLICKHOUSE_HOST"] = (self._settings.clickhouse_host or "embedded").rsplit("@", 1)[-1]
+            basis["CLICKHOUSE_PORT"] = str(self._settings.clickhouse_port or _NONE)
         return basis
 
     def materialized(self, asset: str, partition: str | None) -> str:
@@ -98,7 +99,7 @@ def why_outdated(judged: Basis, now: Basis) -> str:
             if today == _NONE:
                 return f"The materialization of {part} is not known any more."
             return f"{part} was materialized again at {today.split()[0]}."
-        return f"{part} is {today} now, was {then}."
+        return f"{part} is {today or 'empty'} now, was {then or 'empty'}."
     return ""
 
 

@@ -97,7 +97,7 @@ class Fault:
         """The exception to raise; ``doing`` names the step and the table, ``address`` the server or directory."""
         label = f"code {self.code} {self.name}".strip() if self.code is not None else "no answer"
         hint = _HINTS.get(self.code or 0)
-        if self.code is None and self.kind is Kind.TRANSIENT and address.startswith("http"):
+        if self.code is None and self.kind is Kind.TRANSIENT and "http" in doing:
             hint = (
                 "see that the server runs, and that CLICKHOUSE_HOST and CLICKHOUSE_PORT name it; then do the same again"
             )
