@@ -20,6 +20,17 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 Vectors = dict[str, tuple[tuple[int, ...], int]]
 
 
+def dagster_home(directory: Path) -> Path:
+    """Dagster's instance in ``directory``, initialised as `make setup` does it; its own, so that no other test's runs count."""
+    home = directory / "home"
+    if not home.is_dir():
+        home.mkdir()
+        shutil.copy(REPOSITORY / "dagster.yaml", home)
+        script = "import dagster as dg; dg.DagsterInstance.get().dispose()"
+        subprocess.run([sys.executable, "-c", script], env={**os.environ, "DAGSTER_HOME": str(home)}, check=True)
+    return home
+
+
 @dataclass
 class Place:
     """A working directory with an environment of its own."""
@@ -36,13 +47,7 @@ class Place:
     @property
     def home(self) -> Path:
         """Dagster's instance, initialised as `make setup` does it."""
-        home = self.directory / "home"
-        if not home.is_dir():
-            home.mkdir()
-            shutil.copy(REPOSITORY / "dagster.yaml", home)
-            script = "import dagster as dg; dg.DagsterInstance.get().dispose()"
-            subprocess.run([sys.executable, "-c", script], env={**os.environ, "DAGSTER_HOME": str(home)}, check=True)
-        return home
+        return dagster_home(self.directory)
 
     @property
     def environment(self) -> dict[str, str]:

@@ -36,6 +36,7 @@ def test_c5_a_table_that_cannot_hold_the_vectors_ends_the_backfill_before_any_ru
         place.assert_right(exits=[0])
 
 
+@pytest.mark.slow
 def test_f4_a_database_that_is_not_there_ends_the_backfill_with_the_name_of_the_variable(tmp_path, nursery):  # noqa: F811
     with world(tmp_path, nursery, ids=200, front=True) as place:
         run = place.run(CLICKHOUSE_PORT="1", CLICKHOUSE_WAIT_SECONDS="1")
@@ -45,6 +46,7 @@ def test_f4_a_database_that_is_not_there_ends_the_backfill_with_the_name_of_the_
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="finds the process by /proc")
+@pytest.mark.slow
 def test_b1_the_view_is_rebuilt_although_the_process_that_waited_for_it_was_killed(tmp_path, nursery):  # noqa: F811
     with world(
         tmp_path, nursery, ids=600, latency=0.2, GOLDSKY_BATCH_SIZE="50", GOLDSKY_CONCURRENT_REQUESTS="1"

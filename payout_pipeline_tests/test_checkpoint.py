@@ -356,6 +356,7 @@ json_values = st.recursive(
         st.integers(0, len(TEXT) - 2).map(lambda cut: TEXT.encode()[:cut]),
     )
 )
+@pytest.mark.slow
 def test_whatever_is_in_the_file_is_a_sensible_checkpoint_or_none(tmp_path: Path, content: bytes) -> None:
     store = open_store(tmp_path)
     store.write(checkpoint_name(2), content)

@@ -16,6 +16,8 @@ from payout_pipeline.subgraph.generate import generate
 from payout_pipeline.subgraph.server import SubgraphConfig, SubgraphServer
 from payout_pipeline_tests.running import Place, as_counter, truth_of
 
+pytestmark = pytest.mark.slow
+
 # 37 % of the real ids have a known outcome.
 REAL_BAR = {"PAYOUT_MIN_UNIQUE_CONDITIONS": "0.3"}
 

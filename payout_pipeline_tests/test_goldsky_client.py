@@ -511,6 +511,7 @@ def test_a10_silence_and_resets_lose_nothing(
 
 
 @pytest.mark.parametrize("mode", [pytest.param("status", marks=pytest.mark.slow), "drop"])
+@pytest.mark.slow
 def test_a11_an_outage_is_waited_for_together_and_burns_no_retries(
     server: SubgraphServer, tmp_path: Path, ids: list[str], truth: dict[str, Any], mode: str,
     caplog: pytest.LogCaptureFixture,

@@ -477,6 +477,7 @@ def run_workers(url: str, runtime: Path, rate: tuple[int, float], processes: int
     return results
 
 
+@pytest.mark.slow
 def test_four_processes_stay_within_the_limit_as_the_server_counts_it(
     few_conditions: GeneratedData, tmp_path: Path
 ) -> None:
@@ -550,6 +551,7 @@ def test_the_whole_job_at_the_real_numbers_stays_within_the_limit_and_close_to_i
 
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_processes_killed_at_random_points_never_make_the_others_overrun(
     few_conditions: GeneratedData, tmp_path: Path, seed: int
 ) -> None:

@@ -316,6 +316,7 @@ def raw(body: bytes, **headers: str) -> Any:
     return lambda _number: web.Response(body=parts(), content_type="application/json", headers=headers)
 
 
+@pytest.mark.slow
 def test_a14_an_answer_that_unpacks_to_gigabytes_is_not_unpacked(tmp_path: Path) -> None:
     handler = subgraph(answer=raw(packed(400), **{"Content-Encoding": "gzip"}))
     with flat_memory(250):
@@ -364,6 +365,7 @@ def test_a14_nested_brackets_are_a_clear_fault(tmp_path: Path) -> None:
     assert "nested too deeply" in next(iter(answers[0].failed.values()))
 
 
+@pytest.mark.slow
 def test_a14_a_string_of_fifty_megabytes_is_not_kept(tmp_path: Path) -> None:
     asked = "0" * 64
     body = (

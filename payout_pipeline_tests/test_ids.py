@@ -302,6 +302,7 @@ print(found.count, found.duplicates, peak)
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the memory is read from /proc")
 @pytest.mark.parametrize("doubled", [False, True])
+@pytest.mark.slow
 def test_e4_two_million_ids_are_read_within_300_megabytes(tmp_path: Path, doubled: bool) -> None:
     path = tmp_path / "ids.txt"
     distinct = 1_000_000 if doubled else 2_000_000

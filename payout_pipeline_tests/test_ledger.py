@@ -675,6 +675,7 @@ def test_the_snapshot_of_another_partition_is_no_snapshot(tmp_path: Path) -> Non
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
+@pytest.mark.slow
 def test_no_change_of_bytes_on_disk_is_ever_believed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: st.DataObject
 ) -> None:
@@ -825,6 +826,7 @@ class DyingStore(Store):
     order=st.randoms(use_true_random=False),
 )
 @example(crashes=[(8, "within"), (1, "within"), (1, "within")], refresh=True, order=random.Random(0))
+@pytest.mark.slow
 def test_a_death_at_any_change_of_the_disk_loses_nothing_and_asks_nothing_finished_again(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -912,6 +914,7 @@ print("finished", flush=True)
 """
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_followed_by_one_that_finishes_its_work(tmp_path: Path) -> None:
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}")

@@ -277,6 +277,7 @@ def test_a_lost_lease_asks_the_process_to_stop_and_fails_the_block(
     assert sent == [signal.SIGTERM]
 
 
+@pytest.mark.slow
 def test_a_store_that_is_away_for_a_moment_costs_nothing_and_for_longer_costs_the_lease_in_time(store: Faulty) -> None:
     lost: list[str] = []
     locks = shared(store, lifetime=3, on_lost=lost.append)

@@ -52,6 +52,7 @@ def test_a1_a_cap_that_no_limit_is_known_for_is_noticed_too(tmp_path):
         case.assert_right()
 
 
+@pytest.mark.slow
 def test_a2_with_the_limit_that_the_server_enforces_there_is_hardly_a_429_and_no_time_is_lost(tmp_path):
     """Scaled: 10 requests a second and 40 batches, so 3 s are the floor (41 requests, the first 10 at once)."""
     with inline(
@@ -107,6 +108,7 @@ def test_a3_a_wait_that_nobody_could_mean_is_capped(tmp_path, header):
         assert "429" in case.log_text or "limit" in case.log_text
 
 
+@pytest.mark.slow
 def test_a4_a_fifth_of_the_requests_failing_costs_attempts_and_no_id(tmp_path):
     with inline(tmp_path, ids=600, GOLDSKY_BATCH_SIZE="20", GOLDSKY_MAX_RETRIES="8") as case:
         faults = [case.server.faults.add("status", probability=0.05, status=status) for status in (500, 502, 503, 504)]
@@ -229,6 +231,7 @@ def test_a7_an_id_that_was_left_out_is_found_by_the_second_question_and_then_no_
         assert min(asked[i] for i in truth.absent) >= 3
 
 
+@pytest.mark.slow
 def test_a7_one_poisoned_id_never_costs_its_neighbours(tmp_path):
     with inline(tmp_path, GOLDSKY_MAX_RETRIES="1") as case:
         victim = next(iter(case.truth.resolved))
@@ -356,6 +359,7 @@ def test_a11_an_outage_pauses_everybody_and_costs_no_id(tmp_path, mode):
         assert "outage" in case.log_text.lower() or "waiting" in case.log_text
 
 
+@pytest.mark.slow
 def test_a11_an_outage_for_good_stops_within_its_budget_and_a_later_run_completes(tmp_path):
     few = {"GOLDSKY_OUTAGE_BUDGET_SECONDS": "2", "GOLDSKY_CONCURRENT_REQUESTS": "2", "GOLDSKY_BATCHES_PER_REQUEST": "2"}
     with inline(tmp_path, ids=600, GOLDSKY_BATCH_SIZE="20", **few) as case:
@@ -399,7 +403,8 @@ def test_a12_a_second_backfill_over_an_unchanged_source_changes_no_row(tmp_path)
 )
 def test_a13_what_a_subgraph_refuses_is_learned_and_the_ledger_says_why(tmp_path, limit, size, words):
     with inline(
-        tmp_path, ids=1_000, config=limit, GOLDSKY_BATCH_SIZE="50", GOLDSKY_CONCURRENT_REQUESTS="2"
+        tmp_path, ids=1_000, config=limit, GOLDSKY_BATCH_SIZE="50", GOLDSKY_CONCURRENT_REQUESTS="2",
+        GOLDSKY_BATCHES_PER_REQUEST="10",
     ) as case:  # fmt: skip
         case.backfill()
         case.assert_right()

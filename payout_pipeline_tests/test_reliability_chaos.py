@@ -14,6 +14,7 @@ SEEDS = (3, pytest.param(1002, marks=pytest.mark.slow))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.slow
 def test_b1_killed_at_random_points_and_started_again_nothing_is_lost(tmp_path, nursery, seed):  # noqa: F811
     result = run_round(seed, tmp_path, nursery)
     assert not result.violations, result.describe()

@@ -21,7 +21,7 @@ from payout_pipeline_tests.chaos.inline import inline
 from payout_pipeline_tests.chaos.world import world
 from payout_pipeline_tests.clickhouse_front import Faults
 
-pytestmark = pytest.mark.xdist_group("front")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("front")]
 
 
 def test_c1_a_database_that_never_answers_costs_no_request_and_marks_nothing_as_stored(tmp_path, served):  # noqa: F811

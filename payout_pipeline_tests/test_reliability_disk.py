@@ -18,7 +18,7 @@ from payout_pipeline_tests.chaos.inline import inline
 from payout_pipeline_tests.chaos.world import world
 from payout_pipeline_tests.oracle import ledger_rows
 
-pytestmark = pytest.mark.xdist_group("front")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("front")]
 
 
 @contextlib.contextmanager

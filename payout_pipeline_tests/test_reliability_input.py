@@ -120,6 +120,7 @@ def test_e5_a_ledger_of_another_file_is_neither_loaded_nor_counted(case):  # noq
         {"PAYOUT_TARGET_TABLE": "default.another_table"},
     ],
 )
+@pytest.mark.slow
 def test_f2_a_setting_that_changes_in_the_middle_skips_no_id(tmp_path, change):
     with inline(tmp_path, ids=400, workers=2, GOLDSKY_BATCH_SIZE="20", GOLDSKY_CONCURRENT_REQUESTS="2") as place:
         place.fetch(1)

@@ -21,6 +21,8 @@ from payout_pipeline_tests.chaos.inline import inline
 from payout_pipeline_tests.chaos.world import world
 from payout_pipeline_tests.clickhouse_front import Faults
 
+pytestmark = pytest.mark.slow
+
 group = pytest.mark.xdist_group("chaos")
 
 

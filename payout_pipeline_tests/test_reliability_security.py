@@ -28,6 +28,7 @@ HOSTILE = (
 
 @pytest.mark.xdist_group("chaos")
 @pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_g1_a_run_through_every_error_path_leaves_no_canary_behind(tmp_path, nursery):  # noqa: F811
     """Real processes with DEBUG on: a gateway that repeats all headers, a database whose error repeats the password."""
     with world(tmp_path, nursery, front=True, workers=1, ids=400, DEBUG="1", GOLDSKY_MAX_RETRIES="1") as place:

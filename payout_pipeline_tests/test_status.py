@@ -275,6 +275,7 @@ def complete(settings: Settings, worker: int) -> None:
     ledger.touch()
 
 
+@pytest.mark.slow
 def test_a_watch_waits_for_a_backfill_that_is_starting_and_ends_after_its_view(
     environment: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -114,6 +114,7 @@ def test_f4_a_wrong_server_setting_is_one_clear_error_within_five_seconds(
         assert WRITER[1] not in text
 
 
+@pytest.mark.slow
 def test_f4_a_socket_that_accepts_and_never_answers_is_given_up(tmp_path: Path) -> None:
     import socket
 
@@ -161,6 +162,7 @@ def test_c1_a_server_that_comes_back_is_waited_for(http_world: World) -> None:
         assert session.scalar("SELECT 2", doing="testing") == 2
 
 
+@pytest.mark.slow
 def test_c1_a_server_that_answered_before_is_waited_for_by_the_next_process(http_world: World) -> None:
     front = http_world.front
     front.stop(kill=True)
@@ -327,6 +329,7 @@ def test_the_front_speaks_the_drivers_own_inserts_and_results_in_every_compressi
     assert sorted(found) == sorted(rows)
 
 
+@pytest.mark.slow
 def test_a_server_that_stops_answering_in_the_middle_is_given_up_at_the_deadline(http_world: World) -> None:
     world = http_world.with_settings(clickhouse_wait_seconds=1)
     with world.session() as session:
@@ -339,6 +342,7 @@ def test_a_server_that_stops_answering_in_the_middle_is_given_up_at_the_deadline
 
 
 @pytest.mark.parametrize("statement", ["SELECT 7", "CREATE OR REPLACE VIEW {db}.v AS SELECT 1"])
+@pytest.mark.slow
 def test_c1_one_connection_that_dies_silently_costs_a_part_of_the_budget(http_world: World, statement: str) -> None:
     world = http_world.with_settings(clickhouse_wait_seconds=40)
     with world.session() as session:

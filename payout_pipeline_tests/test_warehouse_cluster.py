@@ -88,6 +88,7 @@ def load(world: World, *rows: dict[str, Any], allow_removals: bool = False) -> A
 
 
 @pytest.mark.parametrize("name", [CLUSTER, "{cluster}"])
+@pytest.mark.slow
 def test_table_rows_and_view_are_the_same_on_both_hosts_of_a_cluster(pair: list[World], name: str) -> None:
     first, second = (world.with_settings(clickhouse_cluster=name) for world in pair)
     assert load(first, *ROWS).inserted_new == 5

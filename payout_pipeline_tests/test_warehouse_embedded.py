@@ -131,6 +131,7 @@ def test_a_process_that_asks_again_and_again_does_not_starve_another(runtime: Pa
         greedy.wait()
 
 
+@pytest.mark.slow
 def test_processes_that_all_write_at_once_lose_nothing(runtime: Path) -> None:
     with warehouse(runtime).session("create") as session:
         session.command("CREATE TABLE t (n UInt64) ENGINE = MergeTree ORDER BY n", doing="test")
@@ -152,6 +153,7 @@ def test_processes_that_all_write_at_once_lose_nothing(runtime: Path) -> None:
         assert session.scalar("SELECT count() FROM t", doing="reading") == 15
 
 
+@pytest.mark.slow
 def test_b1_killed_at_random_points_of_writing_the_database_opens_again_with_whole_blocks(runtime: Path) -> None:
     seed = random.randrange(10**6)
     print(f"seed {seed}")
@@ -279,6 +281,7 @@ def test_a_lock_that_a_forked_child_inherited_ends_with_the_parent(runtime: Path
         os.kill(child, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_program_that_does_not_take_turns_is_named(runtime: Path) -> None:
     with warehouse(runtime).session("create"):
         pass

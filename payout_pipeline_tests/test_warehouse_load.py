@@ -367,6 +367,7 @@ def test_c4_an_insert_that_was_refused_for_now_is_sent_again(http_world: World, 
     assert http_world.read(STORED) == EXPECTED
 
 
+@pytest.mark.slow
 def test_c2_at_random_points_of_a_load_every_row_is_stored_once(http_world: World) -> None:
     seed = random.randrange(10**6)
     print(f"seed {seed}")

@@ -20,6 +20,7 @@ SchemaKind = Literal["payouts", "numerators"]
 MAX_VALUE_CHARACTERS = 100_000  # 257 outcomes of 34 digits are a tenth of it
 _ROUND_PAGE = 50  # page sizes people and servers choose are multiples of this, or powers of two
 _UNLIKELY = 0.01
+_SMALLEST_PAGE = 30  # nobody chooses less
 _HEX = frozenset("0123456789abcdef")
 
 
@@ -279,7 +280,9 @@ def doubtful(asked: Collection[str], found: dict[str, RawCondition]) -> list[str
     returned = len(found)
     missing_before = len(asked) - returned - len(tail)
     share = (missing_before + 1) / (returned + missing_before + 2)
-    improbable = len(tail) * math.log(share) < math.log(_UNLIKELY)
+    # Where nothing else is missing, one id at the very end of a page of some size is no chance either.
+    alone = missing_before == 0 and returned >= _SMALLEST_PAGE
+    improbable = alone or len(tail) * math.log(share) < math.log(_UNLIKELY)
     round_size = returned % _ROUND_PAGE == 0 or (returned >= 64 and returned & (returned - 1) == 0)
     return tail if round_size or improbable else []
 

@@ -14,9 +14,10 @@ from urllib.request import Request, urlopen
 
 from payout_pipeline.subgraph.generate import expected_vectors, generate
 from payout_pipeline.subgraph.server import SubgraphConfig, SubgraphServer
-from payout_pipeline_tests.chaos.processes import ROOT, Nursery, Running
+from payout_pipeline_tests.chaos.processes import Nursery, Running
 from payout_pipeline_tests.clickhouse_front import Front
 from payout_pipeline_tests.oracle import Evidence, Truth, Violation, judge
+from payout_pipeline_tests.running import dagster_home
 
 #: Canaries: they must never be seen again outside the environment and the requests.
 TOKEN = "canary-Tok3n/with+odd=chars&7Qz9"
@@ -195,7 +196,7 @@ def _end_everything(runs: Sequence[Running]) -> None:
 def _clean_environment(root: Path) -> dict[str, str]:
     kept = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "PYTHONPATH")
     inherited = {name: os.environ[name] for name in kept if name in os.environ}
-    return {**inherited, "DAGSTER_HOME": str(ROOT), "COLUMNS": "200", "PYTHONUNBUFFERED": "1"}
+    return {**inherited, "DAGSTER_HOME": str(dagster_home(root)), "COLUMNS": "200", "PYTHONUNBUFFERED": "1"}
 
 
 def truth_of(ids: Path, conditions: Path) -> Truth:
