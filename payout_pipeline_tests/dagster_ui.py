@@ -56,8 +56,6 @@ _LOG = """query Log($id: ID!) { logsForRun(runId: $id) { ... on EventConnection 
   __typename
   ... on MessageEvent { message }
 } } } }"""
-_LIMIT = "mutation Limit($key: String!, $limit: Int!) { setConcurrencyLimit(concurrencyKey: $key, limit: $limit) }"
-_SLOTS = "query Slots($key: String) { instance { concurrencyLimit(concurrencyKey: $key) { claimedSlots { runId } } } }"
 
 
 @dataclass(frozen=True)
@@ -221,15 +219,6 @@ class DagsterUi:
         return int(found[1])
 
     # ----------------------------------------------------------------------------------------------------------- pools
-
-    def limit(self, pool: str, slots: int) -> None:
-        """Set a pool's limit."""
-        self.ask(_LIMIT, key=pool, limit=slots)
-
-    def holders(self, pool: str) -> list[str]:
-        """The runs that hold a slot of the pool."""
-        claimed = self.ask(_SLOTS, key=pool)["instance"]["concurrencyLimit"]["claimedSlots"]
-        return [slot["runId"] for slot in claimed]
 
 
 @contextlib.contextmanager
