@@ -97,6 +97,11 @@ def test_a_worker_without_a_ledger_accounts_for_none_of_its_ids(house: House) ->
     assert verdict.expected == "a finished ledger"
 
 
+def test_a_ledger_of_another_endpoint_accounts_for_nothing(finished: House) -> None:  # noqa: F811
+    other = finished.with_settings(goldsky_endpoint="http://127.0.0.1:9/subgraphs/name/another")
+    failed(other.fetched("every_id_accounted_for"), "worker_1_of_2", "another endpoint")
+
+
 def test_failed_and_invalid_ids_within_the_limit_pass_and_are_listed(house: House) -> None:  # noqa: F811
     house.answers[4] = "HTTP 500: out of order"
     house.answers[5] = InvalidVector("the numerators sum to 0")

@@ -91,6 +91,10 @@ class SnapshotInfo(BaseModel):
         """Another one for each finished ledger: it changes when the partition is finished anew."""
         return f"{self.snapshot_id} {self.finished_at}"
 
+    def asked_of(self, endpoint: str) -> bool:
+        """Whether the answers come from ``endpoint``."""
+        return self.endpoint_sha256 == hashlib.sha256(endpoint.encode()).hexdigest()
+
     @property
     def payouts_found(self) -> int:
         """Number of resolved ids."""

@@ -71,6 +71,10 @@ def every_id_accounted_for(at: WorkerLedger) -> Verdict:
     if at.info is None:
         return _no_ledger(check, at)
     settings, number = at.settings, at.worker.worker
+    if not at.info.asked_of(settings.goldsky_endpoint):
+        sentence = f"The ledger of {at.key} was asked of another endpoint than today's GOLDSKY_ENDPOINT."
+        repair = ask_again(at.key)
+        return Verdict(check, False, Severity.ERROR, sentence, "this endpoint", "another", repair=repair)
     if settings.goldsky_mode == "list":
         found = at.ledger.verify(chunk_of(read_input(settings.condition_ids_file), number, settings.workers))
     else:
