@@ -60,7 +60,7 @@ def test_a_failed_worker_leaves_the_others_done_and_re_execute_from_failure_runs
 def test_b1_a_run_that_is_killed_is_ended_and_its_partition_goes_on_where_it_stopped(tmp_path, nursery):  # noqa: F811
     with (
         world(tmp_path, nursery, workers=1, ids=1_000, GOLDSKY_BATCH_SIZE="50", GOLDSKY_CONCURRENT_REQUESTS="1",
-              GOLDSKY_TIMEOUT_SECONDS="120") as place,
+              GOLDSKY_TIMEOUT_SECONDS="120", GOLDSKY_BATCHES_PER_REQUEST="1") as place,
         dagster_dev(tmp_path, place.env) as ui,
     ):  # fmt: skip
         hanging = place.server.faults.add("hang", requests=range(8, 10_000), seconds=300)
@@ -80,7 +80,7 @@ def test_b1_a_run_that_is_killed_is_ended_and_its_partition_goes_on_where_it_sto
 def test_b1_a_run_that_died_with_the_whole_of_dagster_is_ended_by_the_next_run_of_its_worker(tmp_path, nursery):  # noqa: F811
     with (
         world(tmp_path, nursery, workers=1, ids=1_000, GOLDSKY_BATCH_SIZE="50", GOLDSKY_CONCURRENT_REQUESTS="1",
-              GOLDSKY_TIMEOUT_SECONDS="120") as place,
+              GOLDSKY_TIMEOUT_SECONDS="120", GOLDSKY_BATCHES_PER_REQUEST="1") as place,
         dagster_dev(tmp_path, place.env) as ui,
     ):  # fmt: skip
         hanging = place.server.faults.add("hang", requests=range(8, 10_000), seconds=300)
@@ -101,7 +101,7 @@ def test_b6_a_run_of_the_ui_waits_for_one_of_the_command_line_by_name_and_takes_
 ):  # fmt: skip
     with (
         world(tmp_path, nursery, workers=1, ids=1_000, GOLDSKY_BATCH_SIZE="50", GOLDSKY_CONCURRENT_REQUESTS="1",
-              GOLDSKY_TIMEOUT_SECONDS="120") as place,
+              GOLDSKY_TIMEOUT_SECONDS="120", GOLDSKY_BATCHES_PER_REQUEST="1") as place,
         dagster_dev(tmp_path, place.env) as ui,
     ):  # fmt: skip
         hanging = place.server.faults.add("hang", requests=range(8, 10_000), seconds=300)
