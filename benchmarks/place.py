@@ -162,7 +162,6 @@ class Place:
             env=self.environment(home, server, extra or {}),
             cwd=home,
             log=home / f"{Path(command[0]).name}.log",
-            pss=True,
             timeout=timeout,
             meanwhile=kill if kill_after else None,
         )

@@ -26,8 +26,6 @@ from payout_pipeline.worker_pool import Outcome, WorkerPool, all_ok
 if TYPE_CHECKING:
     from rich.console import Console
 
-#: Which backfill is going on, under the runtime directory; there only until its view is built.
-RECORD_FILE = "backfill.json"
 #: What a run imports on its way: loaded once in the parent, shared by the forked children. Not chdb, whose library starts
 #: threads when it is loaded: a fork must not happen beside them.
 _SHARED_MODULES = (
@@ -63,7 +61,7 @@ def run_backfill(
     from payout_pipeline.commands.output import console as make_console
     from payout_pipeline.ingest import remember_prepared
     from payout_pipeline.progress import Progress
-    from payout_pipeline.storage import open_store
+    from payout_pipeline.storage import BACKFILL_RECORD, open_store
 
     ensure_dagster_home()
     store = open_store(settings.runtime_dir)
@@ -106,7 +104,7 @@ def run_backfill(
         (view,) = pool.run([("vw_resolutions_truth", execute_run, {"job": VIEW_JOB})], stop)
         _say(console, view)
         if view.materialized:  # the backfill is over, whatever the checks say
-            store.delete(RECORD_FILE)
+            store.delete(BACKFILL_RECORD)
         if stop.signal_number is not None:
             return 128 + stop.signal_number
     console.print(f"Runs finished after {time.monotonic() - started:.1f} s.")
@@ -128,13 +126,13 @@ def _take_up_or_begin(settings: Settings, refetch: str | None, console: Console)
     begins a new one where it is another.
     """
     from payout_pipeline.chunks import read_worklist
-    from payout_pipeline.storage import open_store
+    from payout_pipeline.storage import BACKFILL_RECORD, open_store
 
     store = open_store(settings.runtime_dir)
     todays = f"{read_worklist(settings).fingerprint} {settings.goldsky_mode} {settings.goldsky_endpoint}"
     fingerprint = hashlib.sha256(todays.encode()).hexdigest()
     try:
-        record = json.loads(store.read(RECORD_FILE))
+        record = json.loads(store.read(BACKFILL_RECORD))
         known = record["fingerprint"] == fingerprint and all(
             isinstance(record[k], str) for k in ("id", "refetch", "begun")
         )
@@ -144,11 +142,11 @@ def _take_up_or_begin(settings: Settings, refetch: str | None, console: Console)
     except FileNotFoundError:
         pass
     except (ValueError, KeyError, TypeError):
-        aside = store.describe(store.set_aside(RECORD_FILE))
+        aside = store.describe(store.set_aside(BACKFILL_RECORD))
         console.print(f"{aside} was damaged and is kept aside; a new backfill begins.")
     begun = datetime.now(timezone.utc).isoformat(timespec="seconds")
     record = {"id": uuid4().hex, "fingerprint": fingerprint, "refetch": refetch or "all", "begun": begun}
-    store.write(RECORD_FILE, json.dumps(record).encode())
+    store.write(BACKFILL_RECORD, json.dumps(record).encode())
     return record
 
 

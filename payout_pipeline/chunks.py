@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +18,7 @@ from payout_pipeline.ids import IdList, read_ids
 from payout_pipeline.settings import Settings
 
 MAX_WORKERS = 99
-_PARTITION_KEY = re.compile(r"worker_(\d{1,2})_of_(\d{1,2})")
+PARTITION_KEY = re.compile(r"worker_(\d{1,2})_of_(\d{1,2})")
 
 
 def _check_worker(worker: int, of: int) -> None:
@@ -35,12 +36,17 @@ def partition_key(worker: int, of: int) -> str:
 
 def worker_of_key(key: str) -> tuple[int, int]:
     """The inverse of :func:`partition_key`: (worker, of). Raises ConfigurationError for any other text."""
-    match = _PARTITION_KEY.fullmatch(key)
+    match = PARTITION_KEY.fullmatch(key)
     if match is not None:
         worker, of = int(match[1]), int(match[2])
         if 1 <= of <= MAX_WORKERS and 1 <= worker <= of and partition_key(worker, of) == key:
             return worker, of
     raise ConfigurationError(f"{key[:80]!a} is no partition; they are named like worker_1_of_4 and worker_01_of_16")
+
+
+def worker_numbers(keys: Iterable[str]) -> str:
+    """The workers of these partitions as ``--workers`` takes them: ``1,3``."""
+    return ",".join(str(worker_of_key(key)[0]) for key in keys)
 
 
 def chunk_bounds(count: int, worker: int, of: int) -> tuple[int, int]:

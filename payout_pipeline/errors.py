@@ -15,6 +15,12 @@ class PayoutPipelineError(Exception):
     retry_above = False
 
 
+def head_and_repair(message: str) -> tuple[str, str]:
+    """The first line of a fault's message, and the rest in one line: what to do about it."""
+    head, _, rest = message.partition("\n")
+    return head, " ".join(rest.split()).removeprefix("To repair it: ")
+
+
 class PermanentError(PayoutPipelineError):
     """Repeating the same thing cannot help; somebody has to change something first."""
 

@@ -8,20 +8,17 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
-from payout_pipeline.chunks import partition_key, read_worklist
+from payout_pipeline.chunks import WorkerInput, partition_key, read_worklist
 from payout_pipeline.errors import IncompleteError
 from payout_pipeline.ledger import Ledger, SnapshotInfo
 from payout_pipeline.logs import forwarded_to
 from payout_pipeline.settings import Settings
-from payout_pipeline.storage import open_store
+from payout_pipeline.storage import TOTALS_FILE, open_store
 from payout_pipeline.warehouse.client import Warehouse
 from payout_pipeline.warehouse.identifiers import QualifiedName
 
 if TYPE_CHECKING:
     from logging import Logger
-
-#: The last known totals of the target table, for ``status`` while the embedded database is in use.
-TOTALS_FILE = "warehouse-totals.json"
 
 
 @dataclass(frozen=True)
@@ -77,20 +74,21 @@ def finished_ledger(settings: Settings, worker: int) -> tuple[Ledger, SnapshotIn
     partition = partition_key(worker, settings.workers)
     ledger = Ledger(open_store(settings.runtime_dir), partition)
     info = ledger.finished()
-    reason = "has no finished ledger" if info is None else why_not_todays(settings, info)
+    reason = why_not_todays(settings, info, read_worklist(settings).of(partition))
     if info is None or reason:
         raise IncompleteError(f"{partition} {reason}.\nTo repair it: materialize it: {ledger.repair}")
     return ledger, info
 
 
-def why_not_todays(settings: Settings, info: SnapshotInfo) -> str:
-    """Why a finished ledger is not one of today's input and settings; empty if it is."""
+def why_not_todays(settings: Settings, info: SnapshotInfo | None, todays: WorkerInput) -> str:
+    """Why a worker has no finished ledger (``info``) of today's input and settings; empty if it has."""
+    if info is None:
+        return "has no finished ledger"
     if info.mode != settings.goldsky_mode:
         return f"was made in GOLDSKY_MODE={info.mode}, and it is {settings.goldsky_mode} now"
-    todays = read_worklist(settings).of(info.partition).fingerprint
-    return (
-        "" if info.ids_sha256 == todays else f"was made for other ids than {settings.condition_ids_file} gives it now"
-    )
+    if info.ids_sha256 != todays.fingerprint:
+        return f"was made for other ids than {settings.condition_ids_file} gives it now"
+    return ""
 
 
 def ingest_worker(

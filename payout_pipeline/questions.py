@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from payout_pipeline.errors import GoldskyUnavailableError
+from payout_pipeline.goldsky.queries import chunks
 from payout_pipeline.ledger import Ledger, RunningLedger
 from payout_pipeline.ledger.answers import OddTimes, rows_of_answer
 from payout_pipeline.ledger.checkpoint import CheckpointWriter
@@ -113,8 +114,7 @@ class Questions:
 
     async def _ask_again(self, batch_of: dict[str, int]) -> bool:
         """Ask for these ids, store what is there after all and take it out; returns whether there was any."""
-        ids, size = list(batch_of), self._running.info.batch_size
-        pieces = [ids[start : start + size] for start in range(0, len(ids), size)]
+        pieces = chunks(list(batch_of), self._running.info.batch_size)
         there: list[str] = []
 
         async def ask(group: list[list[str]]) -> None:

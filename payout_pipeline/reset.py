@@ -6,13 +6,12 @@ import re
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from payout_pipeline.backfill import RECORD_FILE
 from payout_pipeline.chunks import worker_of_key
 from payout_pipeline.errors import ConfigurationError
 from payout_pipeline.ledger import DIRECTORY
 from payout_pipeline.ledger.checkpoint import worker_of_name
 from payout_pipeline.settings import Settings
-from payout_pipeline.storage import Store, join, open_store
+from payout_pipeline.storage import BACKFILL_RECORD, Store, join, open_store
 from payout_pipeline.words import counted
 from payout_pipeline.worker_lock import locks_for
 
@@ -48,7 +47,7 @@ def plan_reset(settings: Settings, worker: int | None = None) -> ResetPlan:
         )
     store = open_store(settings.runtime_dir)
     # A backfill that did not get to its end is not continued after a clean restart.
-    keys: list[str] = [RECORD_FILE] if worker is None and store.exists(RECORD_FILE) else []
+    keys: list[str] = [BACKFILL_RECORD] if worker is None and store.exists(BACKFILL_RECORD) else []
     for name in store.names():
         aside = _ASIDE.fullmatch(name)
         number = worker_of_name(aside[1] if aside else name)

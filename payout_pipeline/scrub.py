@@ -103,6 +103,11 @@ def escape_controls(text: str) -> str:
     return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
 
 
+def clean_lines(text: str) -> str:
+    """``text`` without secrets, and without characters that could steer a terminal or reorder a line; lines stay lines."""
+    return "\n".join(map(escape_controls, scrub(text).split("\n")))
+
+
 def excerpt(text: str, limit: int = 200) -> str:
     """The first ``limit`` characters of ``text``, scrubbed first (a secret cut in half is still a secret), on one line."""
     clean = scrub(text)

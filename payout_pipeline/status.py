@@ -19,7 +19,7 @@ from payout_pipeline.ledger import DIRECTORY, SNAPSHOT
 from payout_pipeline.ledger.checkpoint import BatchProgress, Checkpoint, read_checkpoint, read_progress
 from payout_pipeline.locks import Holder
 from payout_pipeline.settings import Settings
-from payout_pipeline.storage import Store, join, open_store
+from payout_pipeline.storage import BACKFILL_RECORD, TOTALS_FILE, Store, join, open_store
 from payout_pipeline.words import duration
 from payout_pipeline.worker_lock import locks_for
 
@@ -33,8 +33,6 @@ STUCK_AFTER_SECONDS = 300.0
 _RATE_WINDOW_SECONDS = 30.0
 _DATABASE_WAIT_SECONDS = 0.5
 _SERVER_WAIT_SECONDS = 2.0
-_TOTALS_FILE = "warehouse-totals.json"
-_BACKFILL_RECORD = "backfill.json"
 _FETCHING = "goldsky_payouts"
 
 
@@ -125,7 +123,7 @@ def read_status(
     status = Status(
         at=moment,
         workers=tuple(workers),
-        backfill=store.exists(_BACKFILL_RECORD),
+        backfill=store.exists(BACKFILL_RECORD),
         set_aside=tuple(name for name in store.names() if ".corrupt-" in name),
         **_rate_limit(settings),
     )
@@ -293,17 +291,12 @@ def _counted(settings: Settings, store: Store, now: datetime, wait: float) -> di
 
 
 def _count(session: Session, settings: Settings) -> dict[str, Any]:
+    from payout_pipeline.verification.numbers import stored_rows
     from payout_pipeline.warehouse.identifiers import QualifiedName
     from payout_pipeline.warehouse.schema import inspect_table
     from payout_pipeline.warehouse.statements import statement
-    from payout_pipeline.warehouse.target import SOURCE
 
-    found: dict[str, Any] = {"rows": 0}
-    name = QualifiedName.parse(settings.target_table)
-    table = inspect_table(session, name)
-    if table is not None:
-        sql = statement("count_own_rows", target=name, final=table.final)
-        found["rows"] = int(session.scalar(sql, {"source": SOURCE}, doing=f"counting the rows of {name}"))
+    found: dict[str, Any] = {"rows": stored_rows(session, settings)}
     view = QualifiedName.parse(settings.truth_view)
     try:
         if inspect_table(session, view) is None:
@@ -317,7 +310,7 @@ def _count(session: Session, settings: Settings) -> dict[str, Any]:
 def _last_total(store: Store) -> tuple[int | None, datetime | None]:
     """What the last load has counted."""
     try:
-        found = json.loads(store.read(_TOTALS_FILE))
+        found = json.loads(store.read(TOTALS_FILE))
         return int(found["rows"]), _moment(str(found["measured_at"]))
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None, None

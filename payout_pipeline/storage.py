@@ -31,6 +31,11 @@ _WITH_DIRECTORIES = frozenset({"memory", "sftp", "ssh", "smb", "hdfs"})
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
+#: Files of the runtime directory that more than one module knows: the backfill whose view is not built yet, and the rows of
+#: the target table as the last load has counted them.
+BACKFILL_RECORD = "backfill.json"
+TOTALS_FILE = "warehouse-totals.json"
+
 LogLine = Callable[[str], None]
 """Takes one line for people."""
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from payout_pipeline.chunks import read_worklist
 from payout_pipeline.errors import IncompleteError
+from payout_pipeline.ingest import why_not_todays
 from payout_pipeline.ledger import Ledger
 from payout_pipeline.logs import forwarded_to
 from payout_pipeline.settings import Settings
@@ -60,10 +61,9 @@ def require_all_workers(settings: Settings) -> list[dict[str, Any]]:
     store = open_store(settings.runtime_dir)
     for worker in read_worklist(settings).workers:
         info = Ledger(store, worker.key).finished()
-        if info is None:
-            missing.append(f"{worker.key} has no finished ledger")
-        elif info.mode != settings.goldsky_mode or info.ids_sha256 != worker.fingerprint:
-            missing.append(f"{worker.key} was made for other ids")
+        reason = why_not_todays(settings, info, worker)
+        if info is None or reason:
+            missing.append(f"{worker.key} {reason}")
         else:
             rows.append({"worker": worker.key, "ids": info.ids, **info.counts, "block": info.pin.block_number})
     if missing:

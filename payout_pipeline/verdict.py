@@ -11,6 +11,10 @@ Value = int | float | str | bool
 NO_ANSWER = "no answer"
 
 
+#: Rows that a table beside a verdict has at most.
+SHOWN_ROWS = 20
+
+
 class Severity(str, Enum):
     """ERROR: the backfill must not be trusted. WARN: somebody should look."""
 

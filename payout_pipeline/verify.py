@@ -7,6 +7,7 @@ from collections.abc import Collection
 import dagster as dg
 
 from payout_pipeline.checks.catalogue import VERIFY_JOB, VIEW, checks_of
+from payout_pipeline.checks.history import PARTITION_TAG
 from payout_pipeline.chunks import partition_key
 from payout_pipeline.dagster_home import REPOSITORY_TAGS
 from payout_pipeline.settings import Settings
@@ -32,7 +33,7 @@ def run_all_checks(
     for key in [*keys, None]:
         chosen = None if not keys else set(of_view) if key is None else of_workers
         run = job if chosen is None else job.get_subset(asset_check_selection=chosen)
-        tags = {**REPOSITORY_TAGS, **({"dagster/partition": key} if key is not None else {})}
+        tags = {**REPOSITORY_TAGS, **({PARTITION_TAG: key} if key is not None else {})}
         done = run.execute_in_process(instance=instance, run_config=quiet, tags=tags, raise_on_error=False)
         runs[key] = done.run_id
     return runs

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -102,25 +103,34 @@ def test_the_lock_of_a_killed_holder_is_taken_over_with_a_word(tmp_path: Path) -
     assert said[0].startswith(f"took over {NAME} from process {other.pid}")
 
 
-def test_threads_of_one_process_take_turns(tmp_path: Path) -> None:
+def most_inside(
+    hold: Callable[[str], AbstractContextManager[Any]], threads: int, times: int, seconds: float
+) -> list[int]:
+    """How many of several threads held the lock at once, looked at each time that one has it."""
     inside: list[int] = []
     most: list[int] = []
 
     def work(number: int) -> None:
-        for _ in range(5):
-            with FileLocks(tmp_path).hold(NAME, purpose=f"thread {number}", wait_seconds=60):
+        for _ in range(times):
+            with hold(f"thread {number}"):
                 inside.append(number)
                 most.append(len(inside))
-                time.sleep(0.002)
+                time.sleep(seconds)
                 inside.remove(number)
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    workers = [threading.Thread(target=work, args=(number,)) for number in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return most
 
-    assert most == [1] * 15
+
+def test_threads_of_one_process_take_turns(tmp_path: Path) -> None:
+    def hold(purpose: str) -> AbstractContextManager[Any]:
+        return FileLocks(tmp_path).hold(NAME, purpose=purpose, wait_seconds=60)
+
+    assert most_inside(hold, threads=3, times=5, seconds=0.002) == [1] * 15
 
 
 def test_the_same_thread_cannot_hold_it_twice(tmp_path: Path) -> None:
@@ -235,22 +245,10 @@ def test_leases_of_other_runtime_locations_and_names_do_not_meet(
 
 
 def test_threads_take_turns_at_a_lease(store: Faulty) -> None:
-    inside: list[int] = []
-    most: list[int] = []
+    def hold(purpose: str) -> AbstractContextManager[Any]:
+        return shared(store, lifetime=30).hold("w", purpose=purpose, wait_seconds=60)
 
-    def work(number: int) -> None:
-        with shared(store, lifetime=30).hold("w", purpose=f"thread {number}", wait_seconds=60):
-            inside.append(number)
-            most.append(len(inside))
-            time.sleep(0.02)
-            inside.remove(number)
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert most == [1] * 6
+    assert most_inside(hold, threads=6, times=1, seconds=0.02) == [1] * 6
 
 
 def take_away(store: Faulty, runtime_dir: str = "s3://b/p") -> None:

@@ -21,10 +21,12 @@ from hypothesis import strategies as st
 
 from payout_pipeline.errors import ConfigurationError, StorageError, WarehousePermanentError, WarehouseUnavailableError
 from payout_pipeline.settings import load_settings
-from payout_pipeline.warehouse.client import Server, Warehouse, clickhouse_type, server_of, with_patience
+from payout_pipeline.warehouse.client import Warehouse
 from payout_pipeline.warehouse.faults import TRANSIENT_CODES, ClickHouseRefusedError, Kind, classify
 from payout_pipeline.warehouse.identifiers import QualifiedName
 from payout_pipeline.warehouse.load import load_rows
+from payout_pipeline.warehouse.server import Server, server_of
+from payout_pipeline.warehouse.transport import clickhouse_type, with_patience
 from payout_pipeline.warehouse.view import rebuild_view
 from payout_pipeline_tests.clickhouse_front import USERS, Faults, Front, running
 from payout_pipeline_tests.warehouse_fixtures import WRITER, World, ledger, resolved

@@ -15,6 +15,7 @@ from payout_pipeline_tests.test_wrong_data import (
     _states,
     _verdict,
     _view,
+    assert_named,
     finished,
     place,
 )
@@ -103,13 +104,7 @@ WRONG: dict[str, tuple[list[str], set[str]]] = {
 
 @pytest.mark.parametrize(("statements", "named"), WRONG.values(), ids=WRONG.keys())
 def test_h1_wrong_data_is_named_by_a_check(place: Place, statements: list[str], named: set[str]) -> None:
-    for statement in statements:
-        place.execute(statement)
-
-    code, report = _verdict(place)
-
-    assert code == 1
-    assert named <= _states(report, "failed"), report["headline"]
+    assert_named(place, statements, named)
 
 
 def test_h4_what_the_sources_gained_since_the_last_accepted_rebuild_must_not_be_lost(place: Place) -> None:

@@ -1,7 +1,7 @@
 """Every asset check of the success report: its name, its asset, its severity, and what it means in the user's words.
 
 The one list from which Dagster's specs are built and against which the report looks for checks that never ran. What a
-check computes is in ``verification.py``, how it is run in the package itself.
+check computes is in ``verification/``, how it is run in the package itself.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from payout_pipeline.chunks import Worklist
 from payout_pipeline.settings import Settings
 from payout_pipeline.verdict import Severity, Verdict
 
-_PARTITION_TAG = "dagster/partition"
+PARTITION_TAG = "dagster/partition"
 _RUNS_LOOKED_AT = 500
 
 
@@ -33,6 +33,10 @@ class State(str, Enum):
     RUNNING = "running"
     PASSED = "passed"
     NOTHING = "nothing to check"
+
+
+#: States that need nobody.
+QUIET = (State.PASSED, State.NOTHING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +130,7 @@ class _Reader:
 
 def _is_of(run: dg.DagsterRun, asset: str, partition: str | None) -> bool:
     """Whether the run makes ``asset``: by its selection, or by its job where it has none."""
-    if run.tags.get(_PARTITION_TAG) != partition:
+    if run.tags.get(PARTITION_TAG) != partition:
         return False
     if run.asset_selection:  # empty where the job makes what it always makes
         return dg.AssetKey(asset) in run.asset_selection

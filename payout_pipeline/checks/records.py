@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from payout_pipeline.checks.basis import Basis
-from payout_pipeline.scrub import escape_controls, scrub
+from payout_pipeline.scrub import clean_lines
 from payout_pipeline.settings import Settings
 from payout_pipeline.storage import join, open_store
 from payout_pipeline.verdict import Severity, Table, Verdict
@@ -58,9 +58,9 @@ def load(settings: Settings, asset: str, partition: str | None) -> dict[str, Che
 
 
 def _clean(value: Any) -> Any:
-    """Texts without secrets, and without characters that could steer a terminal; lines stay lines."""
+    """A value in which every text is cleaned."""
     if isinstance(value, str):
-        return "\n".join(escape_controls(line) for line in scrub(value).split("\n"))
+        return clean_lines(value)
     if isinstance(value, Mapping):
         return {name: _clean(item) for name, item in value.items()}
     return [_clean(item) for item in value] if isinstance(value, (list, tuple)) else value

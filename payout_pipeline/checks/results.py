@@ -6,15 +6,10 @@ from typing import Any
 
 import dagster as dg
 
-from payout_pipeline.scrub import escape_controls, scrub
+from payout_pipeline.scrub import clean_lines
 from payout_pipeline.verdict import Severity, Table, Value, Verdict
 
 _SEVERITIES = {Severity.ERROR: dg.AssetCheckSeverity.ERROR, Severity.WARN: dg.AssetCheckSeverity.WARN}
-
-
-def _clean(text: str) -> str:
-    """Without secrets, and without characters that could steer a terminal or reorder a line; lines stay lines."""
-    return "\n".join(escape_controls(line) for line in scrub(text).split("\n"))
 
 
 def _typed(value: Value) -> dg.MetadataValue[Any]:
@@ -26,7 +21,7 @@ def _typed(value: Value) -> dg.MetadataValue[Any]:
         return dg.MetadataValue.int(value) if abs(value) < 2**53 else dg.MetadataValue.text(str(value))
     if isinstance(value, float):
         return dg.MetadataValue.float(value)
-    return dg.MetadataValue.text(_clean(value))
+    return dg.MetadataValue.text(clean_lines(value))
 
 
 def _table(table: Table) -> dg.MetadataValue[Any]:
@@ -38,7 +33,7 @@ def _table(table: Table) -> dg.MetadataValue[Any]:
     records = [
         dg.TableRecord(
             {
-                name: _clean(cell) if isinstance(cell, str) else cell
+                name: clean_lines(cell) if isinstance(cell, str) else cell
                 for name, cell in zip(table.columns, row, strict=True)
             }
         )
@@ -58,14 +53,14 @@ def to_result(verdict: Verdict, asset: str) -> dg.AssetCheckResult:
     for table in verdict.tables:
         metadata[table.title] = _table(table)
     if verdict.repair:
-        metadata["what to do"] = dg.MetadataValue.md(_clean(verdict.repair))
+        metadata["what to do"] = dg.MetadataValue.md(clean_lines(verdict.repair))
     if verdict.sql:
-        metadata["sql"] = dg.MetadataValue.md(f"```sql\n{_clean(verdict.sql.strip())}\n```")
+        metadata["sql"] = dg.MetadataValue.md(f"```sql\n{clean_lines(verdict.sql.strip())}\n```")
     return dg.AssetCheckResult(
         asset_key=asset,
         check_name=verdict.check,
         passed=verdict.passed or verdict.nothing,
         severity=_SEVERITIES[verdict.severity],
-        description=_clean(f"Nothing to check: {verdict.description}" if verdict.nothing else verdict.description),
+        description=clean_lines(f"Nothing to check: {verdict.description}" if verdict.nothing else verdict.description),
         metadata=metadata,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from payout_pipeline.errors import head_and_repair
 from payout_pipeline.scrub import scrub
 
 Level = Literal["ok", "warning", "problem"]
@@ -22,8 +23,7 @@ class Finding:
     @classmethod
     def of_fault(cls, subject: str, fault: Exception, otherwise: str = "") -> Finding:
         """A fault's message as a problem: its first line, and what it says about the repair, or ``otherwise``."""
-        head, _, rest = scrub(str(fault)).strip().partition("\n")
-        repair = " ".join(rest.split()).removeprefix("To repair it: ")
+        head, repair = head_and_repair(scrub(str(fault)).strip())
         return cls(subject, "problem", head, repair or otherwise)
 
     def as_json(self) -> dict[str, str]:

@@ -150,7 +150,9 @@ class Connection:
                 if patient:
                     await self.circuit.ready()
                 try:
-                    return await self._send(request, read, tally, most_rows, is_probe=not patient)
+                    return await self._believe(
+                        await self._result(request, read, tally, most_rows, is_probe=not patient)
+                    )
                 except AnswerFault as error:
                     fault = error.fault
                     if fault.kind is FaultKind.RATE_LIMITED:
@@ -204,17 +206,8 @@ class Connection:
             self.circuit.give_up(message)
             raise GoldskyUnavailableError(message)
 
-    async def _send(
-        self,
-        request: GraphQLRequest,
-        read: Callable[[ExecutionResult], _T],
-        tally: Tally,
-        most_rows: int,
-        *,
-        is_probe: bool,
-    ) -> _T:
-        """One request through the pacer, its answer checked. Raises AnswerFault."""
-        result = await self._result(request, read, tally, most_rows, is_probe=is_probe)
+    async def _believe(self, result: _T | Fault) -> _T:
+        """The result of one request, once pacer and circuit know of it. Raises AnswerFault for a fault."""
         if not isinstance(result, Fault):
             self._answered, self._limited_since = True, None
             self.circuit.success()
@@ -239,6 +232,7 @@ class Connection:
         *,
         is_probe: bool,
     ) -> _T | Fault:
+        """One request through the pacer, its answer checked."""
         # A fault is returned, because the traceback of an exception would keep the answer in memory.
         try:
             async with self._in_flight, self.pacer.slot(is_probe=is_probe) as slot:

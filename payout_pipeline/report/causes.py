@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from payout_pipeline.checks.catalogue import ASSETS, VIEW
-from payout_pipeline.checks.history import CheckStatus, State
+from payout_pipeline.checks.history import QUIET, CheckStatus, State
+from payout_pipeline.chunks import PARTITION_KEY, worker_numbers, worker_of_key
 from payout_pipeline.scrub import scrub
 from payout_pipeline.verdict import NO_ANSWER, Severity
 from payout_pipeline.words import counted
@@ -19,12 +20,10 @@ from payout_pipeline.words import counted
 if TYPE_CHECKING:
     import dagster as dg
 
-_QUIET = (State.PASSED, State.NOTHING)
 _ORDER = (State.FAILED, State.NOT_MADE, State.NEVER, State.OUTDATED, State.RUNNING)
 _ROOTS = (State.FAILED, State.NOT_MADE, State.NEVER, State.RUNNING)
 _NO_RESULT = (State.NEVER, State.NOT_MADE, State.OUTDATED)
 _BY_NAME = 2
-_KEY = re.compile(r"worker_\d+_of_\d+")
 _WORKERS_OPTION = re.compile(r" --workers [\d,]+")
 _REPAIR = re.compile(r"\s*\n?To repair it: ")
 #: Reasons why a result does not count that new checks alone do not mend: the data is of other ids, or gone.
@@ -95,7 +94,7 @@ def find_causes(statuses: Sequence[CheckStatus], failure_of: Callable[[str], str
         statuses: of all checks, in the order of the catalogue.
         failure_of: the message with which the run of an id failed, empty where there is none.
     """
-    trouble = [status for status in statuses if status.state not in _QUIET]
+    trouble = [status for status in statuses if status.state not in QUIET]
     if all(status.state is State.NEVER for status in statuses):
         return []
     failures = {s.run_id: failure_of(s.run_id) for s in trouble if s.state is State.NOT_MADE and s.run_id}
@@ -177,15 +176,14 @@ def _for_all(repair: str, partitions: Sequence[str]) -> str:
     """The repair of the first worker, for all workers that have the same fault."""
     if len(partitions) < 2:
         return repair
-    return _WORKERS_OPTION.sub(_option(partitions), _KEY.sub(", ".join(_few(partitions)), repair))
+    return _WORKERS_OPTION.sub(_option(partitions), PARTITION_KEY.sub(", ".join(_few(partitions)), repair))
 
 
 def _option(partitions: Sequence[str]) -> str:
     """`` --workers 1,3``; empty where these are all workers, or none is named."""
-    parts = [key.split("_") for key in partitions]
-    if not parts or len(parts) == int(parts[0][3]):
+    if not partitions or len(partitions) == worker_of_key(partitions[0])[1]:
         return ""
-    return f" --workers {','.join(str(int(part[1])) for part in parts)}"
+    return f" --workers {worker_numbers(partitions)}"
 
 
 def _command(cause: Cause) -> str:

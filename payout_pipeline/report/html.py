@@ -12,7 +12,7 @@ from payout_pipeline.errors import StorageError
 from payout_pipeline.report.causes import affected
 from payout_pipeline.report.model import Report
 from payout_pipeline.report.summary import cell, passed_checks, summed_up
-from payout_pipeline.scrub import escape_controls, scrub
+from payout_pipeline.scrub import clean_lines
 from payout_pipeline.words import duration
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _template() -> Template:
 
     def clean(value: Any) -> Any:
         """Without secrets and control characters. What a macro of the template made is of another type: markup."""
-        return "\n".join(map(escape_controls, scrub(value).split("\n"))) if type(value) is str else value
+        return clean_lines(value) if type(value) is str else value
 
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, finalize=clean, trim_blocks=True, lstrip_blocks=True

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta, timezone
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from payout_pipeline.checks.history import CheckStatus, State, latest_statuses
+from payout_pipeline.checks.history import QUIET, CheckStatus, State, latest_statuses
 from payout_pipeline.chunks import Worklist, read_worklist
 from payout_pipeline.report.causes import Cause, failure_of_run, find_causes
 from payout_pipeline.scrub import scrub
@@ -19,7 +19,6 @@ from payout_pipeline.words import counted
 if TYPE_CHECKING:
     import dagster as dg
 
-_QUIET = (State.PASSED, State.NOTHING)
 _STATES = tuple(State)
 BEFORE_ANY_RUN = "No check has run yet for this input: payout-pipeline backfill"
 
@@ -71,7 +70,7 @@ class Report:
         parts = [f"{counts[State.PASSED]} passed"]
         if counts[State.NOTHING]:
             parts.append(f"{counts[State.NOTHING]} had nothing to check")
-        warned = sum(status.state not in _QUIET and not status.blocks_success for status in self.statuses)
+        warned = sum(status.state not in QUIET and not status.blocks_success for status in self.statuses)
         if warned:
             parts.append(counted(warned, "warning"))
         rest = ", ".join(parts)
@@ -84,7 +83,7 @@ class Report:
 
 
 def _rank(status: CheckStatus) -> tuple[int, int]:
-    group = 0 if status.blocks_success else 2 if status.state in _QUIET else 1
+    group = 0 if status.blocks_success else 2 if status.state in QUIET else 1
     return group, _STATES.index(status.state)
 
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 
-from payout_pipeline.checks.history import CheckStatus, State
+from payout_pipeline.checks.history import QUIET, CheckStatus, State
+from payout_pipeline.chunks import PARTITION_KEY
 from payout_pipeline.verdict import Value
-
-_KEY = re.compile(r"worker_\d+_of_\d+")
 
 
 def passed_checks(statuses: Iterable[CheckStatus]) -> list[list[CheckStatus]]:
     """What passed, and what had nothing to check: the workers of one check and one state together."""
     found: dict[tuple[str, str, State], list[CheckStatus]] = {}
     for status in statuses:
-        if status.state in (State.PASSED, State.NOTHING):
+        if status.state in QUIET:
             found.setdefault((status.info.asset, status.info.name, status.state), []).append(status)
     return list(found.values())
 
@@ -38,7 +36,7 @@ def summed_up(workers: Sequence[CheckStatus]) -> str:
     text = ", ".join(part for part in parts if part)
     if text:
         return text
-    said = {_KEY.sub("the worker", status.sentence) for status in workers}
+    said = {PARTITION_KEY.sub("the worker", status.sentence) for status in workers}
     return said.pop() if len(said) == 1 else f"{first.sentence} (the first of {len(workers)}; --verbose shows each)"
 
 

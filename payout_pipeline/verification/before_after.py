@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from payout_pipeline.verdict import Severity, Table, Value, Verdict
+from payout_pipeline.verdict import SHOWN_ROWS, Severity, Table, Value, Verdict
 from payout_pipeline.verification import numbers
-from payout_pipeline.verification.baseline import baseline, measure
+from payout_pipeline.verification.baseline import Measured, baseline, measure
 from payout_pipeline.verification.numbers import Place
 from payout_pipeline.warehouse.statements import statement
 from payout_pipeline.words import counted, has
 
-SHOWN_ROWS = 20
 REBUILD = (
     "materialize vw_resolutions_truth again (`dagster asset materialize -m payout_pipeline.definitions --select "
     "vw_resolutions_truth`)"
@@ -90,22 +89,7 @@ def settled_pnl(place: Place) -> Verdict:
     if again:
         doubled = f"{place.settings.truth_view} has {counted(again, 'row')} too many, and each pays its wallets twice"
         problems.insert(0, (doubled, f"See one_row_per_condition; {REBUILD}."))
-    rows: list[tuple[Value, ...]] = []
-    for label, wallets, total, paid in (
-        *(
-            (name, at.wallets, at.total, at.redemptions)
-            for name, at in (("Before", before), ("Accepted", accepted))
-            if at
-        ),
-        ("After Goldsky", now["wallets"], now["total"], now["redemptions"]),
-    ):
-        cells = (wallets, total, paid)
-        shown = ["not measured" if c is None else round(c, 2) if isinstance(c, float) else c for c in cells]
-        rows.append((label, *shown))
-    columns = ("status", "wallets_with_settled_pnl", "total_settled_pnl", "redemption value")
-    tables = [Table("settled P&L before and after", columns, tuple(rows))]
-    if now["examples"]:
-        tables.append(Table("wallets paid more than once", ("wallet", "rows"), tuple(now["examples"][:SHOWN_ROWS])))
+    tables = _pnl_tables(now, before, accepted)
     sentence = (
         f"{counted(now['wallets'], 'wallet')} {has(now['wallets'])} settled P&L of {now['total']:,.2f} USD in total"
     )
@@ -123,12 +107,33 @@ def settled_pnl(place: Place) -> Verdict:
         f"{sentence.rstrip('.')}.",
         floor,
         now["wallets"],
-        tables=tuple(tables),
+        tables=tables,
         sql=now["sql"],
         repair=" ".join(dict.fromkeys(repair for _, repair in problems)),
         nothing=not problems and not now["rows"],
         facts={"total_settled_pnl": round(now["total"], 2), "paid twice": now["doubled"] + again},
     )
+
+
+def _pnl_tables(now: Mapping[str, Any], before: Measured | None, accepted: Measured | None) -> tuple[Table, ...]:
+    """Settled P&L of then and now, and the wallets that are paid again."""
+    rows: list[tuple[Value, ...]] = []
+    for label, wallets, total, paid in (
+        *(
+            (name, at.wallets, at.total, at.redemptions)
+            for name, at in (("Before", before), ("Accepted", accepted))
+            if at
+        ),
+        ("After Goldsky", now["wallets"], now["total"], now["redemptions"]),
+    ):
+        cells = (wallets, total, paid)
+        shown = ["not measured" if c is None else round(c, 2) if isinstance(c, float) else c for c in cells]
+        rows.append((label, *shown))
+    columns = ("status", "wallets_with_settled_pnl", "total_settled_pnl", "redemption value")
+    tables = [Table("settled P&L before and after", columns, tuple(rows))]
+    if now["examples"]:
+        tables.append(Table("wallets paid more than once", ("wallet", "rows"), tuple(now["examples"][:SHOWN_ROWS])))
+    return tuple(tables)
 
 
 def _pnl_problems(now: Mapping[str, Any], floor: int, view: str, *, redeemed: bool) -> list[tuple[str, str]]:

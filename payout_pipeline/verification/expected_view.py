@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
+from payout_pipeline.verdict import SHOWN_ROWS
 from payout_pipeline.warehouse.identifiers import quote_identifier
 from payout_pipeline.warehouse.schema import Table, inspect_table
 from payout_pipeline.warehouse.statements import Sql, statement
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 COLUMNS = ["condition_id", "vector", "denominator", "winning_index", "resolved_at", "source"]
 VIEW_COLUMNS = ["condition_id", "payout_numerators", "payout_denominator", "winning_index", "resolved_at", "source"]
 VIEW_TYPES = ["String", "Array(UInt64)", "UInt64", "Int32", "DateTime", "String"]
-SHOWN_ROWS = 20
 _SCALE = 1_000_000_000
 _ROWS_AT_ONCE = 500_000
 _RECENT = ("fetched_at", "updated_at", "version")

@@ -8,9 +8,9 @@ from datetime import datetime, timedelta, timezone
 from functools import partial
 from typing import TYPE_CHECKING
 
-from payout_pipeline.chunks import Worklist, chunk_of, prefix_range, read_input
+from payout_pipeline.chunks import Worklist, chunk_of, prefix_range, read_input, worker_numbers
 from payout_pipeline.ledger import STATUSES, Ledger
-from payout_pipeline.verdict import Severity, Table, Value, Verdict
+from payout_pipeline.verdict import SHOWN_ROWS, Severity, Table, Value, Verdict
 from payout_pipeline.words import counted, duration, has, listed, share
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 FRESH_WITHIN = timedelta(hours=24)
 #: Share of a chunk's ids that may be unknown to the subgraph before somebody should look.
 MOST_ABSENT = 0.05
-SHOWN_ROWS = 20
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,9 @@ def checks(settings: Settings, worklist: Worklist, key: str) -> Mapping[str, Cal
 
 def ask_again(key: str) -> str:
     """The command that makes a worker's ledger anew."""
-    worker = int(key.split("_")[1])
-    return f"Run `payout-pipeline backfill --workers {worker}`, or materialize goldsky_payouts for {key}."
+    return (
+        f"Run `payout-pipeline backfill --workers {worker_numbers([key])}`, or materialize goldsky_payouts for {key}."
+    )
 
 
 def _no_ledger(check: str, at: WorkerLedger, severity: Severity = Severity.ERROR) -> Verdict:

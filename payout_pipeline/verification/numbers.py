@@ -15,6 +15,8 @@ from payout_pipeline.warehouse.types import integers, is_float
 from payout_pipeline.warehouse.view import normal_id, readings
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from payout_pipeline.settings import Settings
 
 WALLET_COLUMNS = ("wallet", "wallet_address")
@@ -145,6 +147,13 @@ def settled_pnl(session: Session, settings: Settings) -> dict[str, Any]:
 def _wallet(name: str) -> Sql:
     """An address in lower case, however its checksum spells it; NULL where it is empty."""
     return Sql(f"nullIf(lower(toString(m.{column(name)})), '')")
+
+
+def id_batch(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The ids of ledger rows, as an external table of a statement."""
+    import pyarrow as pa
+
+    return pa.record_batch({"condition_id": batch.column("condition_id").cast(pa.string())})
 
 
 def stored_rows(session: Session, settings: Settings) -> int:

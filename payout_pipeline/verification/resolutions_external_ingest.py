@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
+from payout_pipeline.chunks import worker_numbers
 from payout_pipeline.ledger import Ledger
-from payout_pipeline.verdict import Severity, Table, Verdict
-from payout_pipeline.verification.numbers import Place
+from payout_pipeline.verdict import SHOWN_ROWS, Severity, Table, Verdict
+from payout_pipeline.verification.numbers import Place, id_batch
 from payout_pipeline.warehouse.client import Session, Warehouse
 from payout_pipeline.warehouse.load import slices
 from payout_pipeline.warehouse.statements import statement
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from payout_pipeline.chunks import Worklist
     from payout_pipeline.settings import Settings
 
-SHOWN_ROWS = 20
 #: What is wrong with a stored condition. Rows in another spelling are ours, but neither found nor replaced by a load.
 DEFECTS = ("missing", "different", "stale", "conflict", "written otherwise")
 
@@ -72,7 +72,7 @@ def stored_equals_fetched(settings: Settings, key: str) -> Verdict:
     repair = f"Materialize resolutions_external_ingest for {key} again: it writes what differs."
     if info is None:
         sentence = f"There is no finished ledger of {key} to compare the table with."
-        repair = f"Run `payout-pipeline backfill --workers {int(key.split('_')[1])}`."
+        repair = f"Run `payout-pipeline backfill --workers {worker_numbers([key])}`."
         return Verdict("stored_equals_fetched", False, Severity.ERROR, sentence, "a ledger", "none", repair=repair)
     with Warehouse.from_settings(settings, f"check of {key}").session(f"checking {key}") as session:
         found = compare_stored(session, Place(session, settings).target, ledger.read())
@@ -116,8 +116,6 @@ def stored_equals_fetched(settings: Settings, key: str) -> Verdict:
 
 def compare_stored(session: Session, target: TargetTable, batches: Iterable[pa.RecordBatch]) -> Comparison:
     """Compare ledger rows of all statuses (each id once) with what the table holds of their ids. Reads only."""
-    import pyarrow as pa
-
     sql = statement(
         "checks/stored_equals_fetched",
         target=target.name,
@@ -126,8 +124,7 @@ def compare_stored(session: Session, target: TargetTable, batches: Iterable[pa.R
     )
     found = Comparison(str(target.name), sql=sql)
     for batch in slices(batches):
-        asked = pa.record_batch({"condition_id": batch.column("condition_id").cast(pa.string())})
-        rows = session.rows(sql, doing=f"reading {target.name}", external={"asked": asked})
+        rows = session.rows(sql, doing=f"reading {target.name}", external={"asked": id_batch(batch)})
         stored: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for row in rows:
             stored[row["condition_id"]].append(row)

@@ -7,11 +7,12 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from payout_pipeline.chunks import Worklist, read_input
+from payout_pipeline.errors import head_and_repair
 from payout_pipeline.ledger import Ledger
-from payout_pipeline.verdict import NO_ANSWER, Severity, Table, Verdict
-from payout_pipeline.verification.before_after import REBUILD, SHOWN_ROWS, coverage_before_after, settled_pnl
+from payout_pipeline.verdict import NO_ANSWER, SHOWN_ROWS, Severity, Table, Verdict
+from payout_pipeline.verification.before_after import REBUILD, coverage_before_after, settled_pnl
 from payout_pipeline.verification.expected_view import VIEW_COLUMNS, ViewComparison, compare_view
-from payout_pipeline.verification.numbers import Place
+from payout_pipeline.verification.numbers import Place, id_batch
 from payout_pipeline.warehouse.load import slices
 from payout_pipeline.warehouse.statements import Sql, statement
 from payout_pipeline.warehouse.target import SOURCE
@@ -50,8 +51,7 @@ def checks(settings: Settings, worklist: Worklist, session: Session) -> Mapping[
 
 def could_not_be_made(check: str, severity: Severity, message: str) -> Verdict:
     """A check whose question has no answer here, because something that it reads is missing, broken or of another shape."""
-    head, _, rest = message.partition("\n")
-    repair = " ".join(rest.split()).removeprefix("To repair it: ")
+    head, repair = head_and_repair(message)
     return Verdict(check, False, severity, head[:1].upper() + head[1:], "an answer", NO_ANSWER, repair=repair)
 
 
@@ -81,8 +81,7 @@ class _View:
         import pyarrow as pa
 
         if self._worklist.ids is None:
-            for batch in self._ledgers(["condition_id"], None):
-                yield pa.record_batch({"condition_id": batch.column("condition_id").cast(pa.string())})
+            yield from map(id_batch, self._ledgers(["condition_id"], None))
             return
         found = read_input(self._settings.condition_ids_file)
         for start in range(0, found.count, _IDS_AT_ONCE):
@@ -226,7 +225,7 @@ class _View:
         for batch in slices(self._ledgers(["condition_id"], ["resolved"]), _IDS_AT_ONCE):
             resolved += batch.num_rows
             doing = f"looking for resolved conditions in {view}"
-            found = self._session.arrow(sql, doing=doing, external={"resolved": _as_text(batch)})
+            found = self._session.arrow(sql, doing=doing, external={"resolved": id_batch(batch)})
             missing += found.num_rows
             examples += found.column("condition_id").slice(0, SHOWN_ROWS).to_pylist()
         empty = counts[0]["without_vector"]
@@ -408,9 +407,3 @@ class _View:
             facts={"resolved by both": found.overlap},
             nothing=not found.overlap,
         )
-
-
-def _as_text(batch: pa.RecordBatch) -> pa.RecordBatch:
-    import pyarrow as pa
-
-    return pa.record_batch({"condition_id": batch.column("condition_id").cast(pa.string())})

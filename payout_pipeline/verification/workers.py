@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from payout_pipeline.chunks import worker_numbers
 from payout_pipeline.ledger import STATUSES
 from payout_pipeline.verdict import Severity, Table, Verdict
 from payout_pipeline.words import counted, is_
@@ -61,7 +62,7 @@ def all_workers_complete(workers: Sequence[WorkerState]) -> Verdict:
         told = "; ".join(f"{worker.partition}: {worker.problem}" for worker in troubled[:_TOLD])
         more = f" and {len(troubled) - _TOLD} more" if len(troubled) > _TOLD else ""
         sentence = f"{sentence}; {told}{more}"
-        option = ",".join(str(int(worker.partition.split("_")[1])) for worker in troubled)
+        option = worker_numbers(worker.partition for worker in troubled)
         repair = (
             f"Run `payout-pipeline backfill --workers {option}`, or materialize goldsky_payouts and "
             "resolutions_external_ingest for these partitions; then materialize vw_resolutions_truth again. Where only "

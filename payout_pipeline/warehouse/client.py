@@ -7,7 +7,6 @@ every failure into one of the classes of ``errors.py``. What a statement means i
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import logging
 import os
@@ -25,19 +24,18 @@ from payout_pipeline.scrub import excerpt, scrub
 from payout_pipeline.warehouse import embedded
 from payout_pipeline.warehouse.faults import ClickHouseRefusedError, Fault, Kind, classify, is_expected
 from payout_pipeline.warehouse.identifiers import QualifiedName, quote_identifier
-from payout_pipeline.warehouse.server import Server as Server
-from payout_pipeline.warehouse.server import server_of as server_of
+from payout_pipeline.warehouse.server import Server, server_of
 from payout_pipeline.warehouse.session_settings import SESSION_SETTINGS, settle
 from payout_pipeline.warehouse.transport import (
     ERROR_AT_THE_END,
     LONGEST_ERROR,
     MAX_PAUSE_SECONDS,
+    clickhouse_type,
     server_error,
     stream_of,
     whole,
+    with_patience,
 )
-from payout_pipeline.warehouse.transport import clickhouse_type as clickhouse_type
-from payout_pipeline.warehouse.transport import with_patience as with_patience
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -49,13 +47,6 @@ T = TypeVar("T")
 
 FIRST_CONTACT_SECONDS = 1.5  # a server that never answered is a wrong address rather than an outage
 _CONNECT_SECONDS = 10
-
-
-def load_engine(settings: Settings) -> None:
-    """Load what the embedded engine needs, which takes a third of a second, without opening it. No server: nothing."""
-    if settings.embedded:
-        with contextlib.suppress(ImportError):  # said when it is needed
-            importlib.import_module("chdb")
 
 
 class Session:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from payout_pipeline.warehouse.client import Warehouse, server_of
+from payout_pipeline.warehouse.client import Warehouse
+from payout_pipeline.warehouse.server import server_of
 
 if TYPE_CHECKING:
     from payout_pipeline.settings import Settings
