@@ -10,11 +10,10 @@ import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 
+from payout_pipeline.condition_ids import source_of_ids, todays_ids
 from payout_pipeline.errors import ConfigurationError
-from payout_pipeline.ids import IdList, read_ids
+from payout_pipeline.ids import IdList
 from payout_pipeline.settings import Settings
 
 MAX_WORKERS = 99
@@ -137,7 +136,7 @@ class Worklist:
 
 
 def read_worklist(settings: Settings) -> Worklist:
-    """Today's input, without its ids. Raises InputError where the file cannot be used."""
+    """Today's input, without its ids. Raises InputError where the file, or the list of the query, cannot be used."""
     numbers = range(1, settings.workers + 1)
     if settings.goldsky_mode == "scan":
         ranges = [(number, prefix_range(number, settings.workers)) for number in numbers]
@@ -151,36 +150,23 @@ def read_worklist(settings: Settings) -> Worklist:
                 for number, r in ranges
             ),
         )
-    path = Path(settings.condition_ids_file)
-    found = read_input(path)
+    return worklist_of(settings, todays_ids(settings))
+
+
+def worklist_of(settings: Settings, found: IdList) -> Worklist:
+    """The input that these ids are for today's workers."""
+    numbers = range(1, settings.workers + 1)
     chunks = [(number, chunk_of(found, number, settings.workers)) for number in numbers]
     return Worklist(
         _digest(f"{found.sha256} for {settings.workers} workers"),
         found.count,
         found.duplicates,
-        str(path),
+        source_of_ids(settings),
         tuple(
             WorkerInput(number, partition_key(number, settings.workers), chunk.count, chunk.sha256)
             for number, chunk in chunks
         ),
     )
-
-
-def read_input(path: Path) -> IdList:
-    """The ids of ``path``, read again only where the file is another one: a run asks for them several times.
-
-    Raises InputError where the file cannot be used.
-    """
-    try:
-        found = path.stat()
-    except OSError:
-        return read_ids(path)  # which says what is wrong with it
-    return _read_once(path, (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
-
-
-@lru_cache(maxsize=1)
-def _read_once(path: Path, _identity: tuple[int, ...]) -> IdList:
-    return read_ids(path)
 
 
 def _digest(text: str) -> str:

@@ -14,7 +14,8 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from payout_pipeline.chunks import Chunk, PrefixRange, chunk_of, partition_key, prefix_range, read_input
+from payout_pipeline.chunks import Chunk, PrefixRange, chunk_of, partition_key, prefix_range
+from payout_pipeline.condition_ids import source_of_ids, todays_ids
 from payout_pipeline.errors import (
     ErrorRateError,
     InterruptedRunError,
@@ -123,12 +124,12 @@ def _ids(settings: Settings, worker: int) -> tuple[Chunk | PrefixRange, str, str
         span = prefix_range(worker, settings.workers)
         bounds = f"{span.prefixes[0]} to {span.prefixes[-1]}" if span.prefixes else "(none)"
         return span, "", f"all resolved conditions with prefixes {bounds}"
-    found = read_input(settings.condition_ids_file)
+    found = todays_ids(settings)
     chunk = chunk_of(found, worker, settings.workers)
     duplicates = f" ({found.duplicates:,} duplicates left out)" if found.duplicates else ""
     described = (
         f"ids {chunk.start:,}-{max(chunk.stop - 1, chunk.start):,} ({chunk.count:,}) of {found.count:,}{duplicates} "
-        f"from {settings.condition_ids_file}"
+        f"from {source_of_ids(settings)}"
     )
     return chunk, found.sha256, described
 

@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from payout_pipeline.chunks import WorkerInput, partition_key, read_worklist
+from payout_pipeline.condition_ids import source_of_ids
 from payout_pipeline.errors import IncompleteError
 from payout_pipeline.ledger import Ledger, SnapshotInfo
 from payout_pipeline.logs import forwarded_to
@@ -87,7 +88,7 @@ def why_not_todays(settings: Settings, info: SnapshotInfo | None, todays: Worker
     if info.mode != settings.goldsky_mode:
         return f"was made in GOLDSKY_MODE={info.mode}, and it is {settings.goldsky_mode} now"
     if info.ids_sha256 != todays.fingerprint:
-        return f"was made for other ids than {settings.condition_ids_file} gives it now"
+        return f"was made for other ids than {source_of_ids(settings)} gives it now"
     return ""
 
 

@@ -1,12 +1,10 @@
-"""Jobs, the daily schedule and the sensor that rebuilds the view. Everything that starts by itself is off by default."""
+"""Jobs and schedules. Everything that starts by itself is off by default."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import dagster as dg
 
-from payout_pipeline.checks.catalogue import VERIFY_JOB, VIEW_JOB, WORKER_JOB
+from payout_pipeline.checks.catalogue import IDS_JOB, VERIFY_JOB, VIEW_JOB, WORKER_JOB
 
 
 def worker_job() -> object:
@@ -48,33 +46,22 @@ def daily_verify(job: object) -> dg.ScheduleDefinition:
     )
 
 
-def daily_refresh(partitions: dg.StaticPartitionsDefinition, job: object) -> dg.ScheduleDefinition:
-    """Every day at 03:00 UTC: each worker asks again for what is not resolved yet."""
+def ids_job() -> object:
+    """The list of ids, where it comes from a query."""
+    return dg.define_asset_job(
+        IDS_JOB,
+        selection=dg.AssetSelection.assets("condition_ids"),
+        description="Run CONDITION_IDS_QUERY and make what it gives the list that today's workers read.",
+    )
 
-    @dg.schedule(
+
+def daily_refresh(job: dg.JobDefinition) -> dg.ScheduleDefinition:
+    """Every day at 03:00 UTC the whole refresh."""
+    return dg.ScheduleDefinition(
         name="daily_refresh",
-        job=job,  # type: ignore[arg-type]
+        job=job,
         cron_schedule="0 3 * * *",
         execution_timezone="UTC",
         default_status=dg.DefaultScheduleStatus.STOPPED,
-        description="Asks for the ids that are not resolved yet. Switch on rebuild_truth_view too to rebuild the view.",
-    )
-    def schedule(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest]:
-        day = context.scheduled_execution_time.strftime("%Y-%m-%d")
-        for key in partitions.get_partition_keys():
-            yield dg.RunRequest(
-                run_key=f"{day}-{key}",
-                partition_key=key,
-                run_config={"ops": {"goldsky_payouts": {"config": {"refetch": "unresolved"}}}},
-            )
-
-    return schedule
-
-
-def rebuild_truth_view() -> dg.AutomationConditionSensorDefinition:
-    """Rebuilds the view after its workers were refreshed, unless one of their checks failed."""
-    return dg.AutomationConditionSensorDefinition(
-        "rebuild_truth_view",
-        target=dg.AssetSelection.assets("vw_resolutions_truth"),
-        default_status=dg.DefaultSensorStatus.STOPPED,
+        description="The list of ids, every worker, the view and its checks, one after the other.",
     )

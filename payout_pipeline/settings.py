@@ -17,7 +17,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from payout_pipeline.errors import ConfigurationError
 from payout_pipeline.scrub import excerpt, register_secret
@@ -104,6 +113,20 @@ def _qualified(value: Any) -> Any:
     return value.strip()
 
 
+def _text_of_query(value: str) -> str:
+    """The query itself; of a path of a ``.sql`` file its content."""
+    text = value.strip()
+    if re.fullmatch(r"\S.*\.sql", text):
+        try:
+            text = Path(text).read_text(encoding="utf-8-sig").strip()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "it is no text in UTF-8"
+            raise ValueError(f"{excerpt(text, 200)}: {reason} (looked from {Path.cwd()})") from None
+        if not text:
+            raise ValueError("the file is empty; it has to hold a SELECT whose first column is the ids")
+    return text
+
+
 def _identifier(value: Any) -> Any:
     if value is not None:
         quote_identifier(value)
@@ -121,6 +144,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True, hide_input_in_errors=True)
 
     condition_ids_file: Path = Path("reports/condition_ids_missing_api.txt")
+    condition_ids_query: str | None = None
     workers: Whole = Field(4, ge=1, le=MAX_WORKERS)
     runtime_dir: str = Field("runtime", min_length=1)
     checkpoint_interval: Whole = Field(10, ge=1, le=1_000_000)
@@ -157,6 +181,11 @@ class Settings(BaseModel):
     limiter_url: SecretStr | None = None
     debug: bool = False
 
+    @field_validator("condition_ids_query")
+    @classmethod
+    def _condition_ids_query(cls, value: str | None) -> str | None:
+        return None if value is None else _text_of_query(value)
+
     @field_validator("goldsky_endpoint")
     @classmethod
     def _endpoint(cls, value: str) -> str:
@@ -185,6 +214,15 @@ class Settings(BaseModel):
             raise ValueError("expected a redis:// or postgresql:// URL")
         return value
 
+    @model_validator(mode="after")
+    def _one_source_of_ids(self) -> Settings:
+        if self.condition_ids_query is not None:
+            if "condition_ids_file" in self.model_fields_set:
+                raise ValueError("CONDITION_IDS_FILE and CONDITION_IDS_QUERY are both set; unset one of them")
+            if self.goldsky_mode == "scan":
+                raise ValueError("CONDITION_IDS_QUERY is set, but GOLDSKY_MODE=scan asks for no ids; unset one of them")
+        return self
+
     def model_post_init(self, _context: Any) -> None:
         """Register the secrets, so that nothing that is printed from now on can carry them."""
         for secret in (self.goldsky_api_token, self.clickhouse_password, self.limiter_url):
@@ -201,7 +239,12 @@ class Settings(BaseModel):
         return not self.clickhouse_host
 
     def success_bar(self, ids: int) -> int:
-        """How many distinct conditions ``PAYOUT_MIN_UNIQUE_CONDITIONS`` asks for, of ``ids`` input ids (rounded up)."""
+        """How many distinct conditions ``PAYOUT_MIN_UNIQUE_CONDITIONS`` asks for, of ``ids`` input ids (rounded up).
+
+        None of an input without ids, which only a query can give: nothing is missing.
+        """
+        if not ids:
+            return 0
         bar = self.min_unique_conditions
         return math.ceil(bar * ids) if bar < 1 else int(bar)
 
@@ -239,6 +282,7 @@ _EMPTY_IS_UNSET = {
         "limiter_url",
         "clickhouse_cluster",
         "debug",
+        "condition_ids_query",
     ]
 }
 _OWN_PREFIXES = ("PAYOUT_", "GOLDSKY_")
@@ -285,7 +329,13 @@ def load_settings(env: Mapping[str, str] | None = None, **overrides: Any) -> Set
         for detail in error.errors(include_url=False, include_input=False):
             field = str(detail["loc"][0]) if detail["loc"] else "settings"
             shown = values.get(field)
-            secret = field in ("goldsky_api_token", "clickhouse_password", "limiter_url", "clickhouse_host")
+            secret = field in (
+                "condition_ids_query",
+                "goldsky_api_token",
+                "clickhouse_password",
+                "limiter_url",
+                "clickhouse_host",
+            )
             got = f" (got {excerpt(str(shown), 80)!r})" if shown is not None and not secret else ""
             message = detail["msg"].removeprefix("Value error, ")
             problems.append(f"{VARIABLES.get(field, field)}: {message}{got}")

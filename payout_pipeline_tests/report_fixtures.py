@@ -24,7 +24,8 @@ import pytest
 from payout_pipeline.checks import make_verdicts, records
 from payout_pipeline.checks.basis import BasisReader
 from payout_pipeline.checks.catalogue import FETCHED, STORED, VIEW
-from payout_pipeline.chunks import Worklist, chunk_of, partition_key, read_input, read_worklist
+from payout_pipeline.chunks import Worklist, chunk_of, partition_key, read_worklist
+from payout_pipeline.condition_ids import todays_ids
 from payout_pipeline.ingest import ingest_worker
 from payout_pipeline.ledger import DIRECTORY, Ledger, Pin, SnapshotInfo, rows_from_answer, start_run
 from payout_pipeline.payouts import InvalidVector, Vector
@@ -81,7 +82,7 @@ class House:
     def write_ledger(self, worker: int, pin: Pin = FRESH, stats: Mapping[str, Any] | None = None) -> None:
         """Finish the ledger of a worker with the answers of this house."""
         settings = self.settings
-        chunk = chunk_of(read_input(settings.condition_ids_file), worker, settings.workers)
+        chunk = chunk_of(todays_ids(settings), worker, settings.workers)
         ledger = Ledger(settings.runtime_dir, partition_key(worker, settings.workers))
         plan = SnapshotInfo.planned(
             ledger.partition,

@@ -37,7 +37,7 @@ class Place:
 
     directory: Path
     endpoint: str
-    ids_file: Path
+    ids_file: Path | None
     extra: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -54,12 +54,12 @@ class Place:
         env = {
             name: value
             for name, value in os.environ.items()
-            if not name.startswith(("PAYOUT_", "GOLDSKY_", "CLICKHOUSE_", "DAGSTER_"))
+            if not name.startswith(("PAYOUT_", "GOLDSKY_", "CLICKHOUSE_", "DAGSTER_", "CONDITION_"))
         }
         return {
             **env,
             "DAGSTER_HOME": str(self.home),
-            "CONDITION_IDS_FILE": str(self.ids_file),
+            **({"CONDITION_IDS_FILE": str(self.ids_file)} if self.ids_file is not None else {}),
             "PAYOUT_RUNTIME_DIR": str(self.runtime),
             "GOLDSKY_ENDPOINT": self.endpoint,
             "GOLDSKY_RATE_LIMIT": "100000/1s",

@@ -876,7 +876,7 @@ def test_a_death_at_any_change_of_the_disk_loses_nothing_and_asks_nothing_finish
     assert ledger.verify(chunk).closes
     # What a death left over is gone after the next run.
     run(ledger, chunk)
-    names = {"ledger.parquet", "_aside", "_changes"}
+    names = {"ledger.parquet", "_aside", "_changes", "_known.parquet"}
     assert set(ledger.store.names(ledger.prefix)) <= names
     assert len(ledger.store.names(ledger.key("_changes"))) == 1
 
@@ -885,7 +885,8 @@ _WORKER = """
 import hashlib, sys
 from datetime import datetime, timezone
 from pathlib import Path
-from payout_pipeline.chunks import chunk_of, read_input
+from payout_pipeline.chunks import chunk_of
+from payout_pipeline.ids import read_ids
 from payout_pipeline.ledger import Ledger, Pin, SnapshotInfo, rows_from_answer, start_run
 from payout_pipeline.payouts import Vector
 
@@ -893,7 +894,7 @@ def answer(ids):
     vectors = dict.fromkeys(ids, Vector((0, 1), 1))
     return rows_from_answer(ids, vectors, raw={}, block_number=1000, fetched_at=datetime.now(timezone.utc))
 
-chunk = chunk_of(read_input(Path(sys.argv[2])), 1, 4)
+chunk = chunk_of(read_ids(Path(sys.argv[2])), 1, 4)
 ledger = Ledger(Path(sys.argv[1]), "worker_1_of_4", lambda line: print("log", line, flush=True))
 if ledger.finished() is not None:
     print("ready 200", flush=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pandas as pd
@@ -19,12 +19,14 @@ YES, NO, HALF = Vector((1, 0), 1), Vector((0, 1), 1), Vector((1, 1), 2)
 Answer = Vector | InvalidVector | str | None
 
 
-def finish(root: Path, answers: dict[str, Answer], refetch: str = "all") -> SnapshotInfo:
+def finish(
+    root: Path, answers: dict[str, Answer], refetch: str = "all", partition: str = PARTITION, day: int = 0
+) -> SnapshotInfo:
     """A finished ledger in which the ids have these answers: a vector, None, ``absent``, or the text of a failure."""
     chunk = make_chunk(list(answers))
-    ledger = Ledger(root, PARTITION)
+    ledger = Ledger(root, partition)
     plan = SnapshotInfo.planned(
-        PARTITION,
+        partition,
         chunk,
         endpoint="http://goldsky/gn",
         batch_size=5,
@@ -39,13 +41,13 @@ def finish(root: Path, answers: dict[str, Answer], refetch: str = "all") -> Snap
         failed = {i: str(answers[i]) for i in ids if isinstance(answers[i], str) and answers[i] != "absent"}
         running.write_batch(
             index,
-            rows_from_answer(ids, found, raw={}, block_number=1, fetched_at=NOW, failed=failed),  # type: ignore[arg-type]
+            rows_from_answer(ids, found, raw={}, block_number=1, fetched_at=NOW + timedelta(days=day), failed=failed),  # type: ignore[arg-type]
         )
     return running.finish()
 
 
-def changes(root: Path) -> dict[str, tuple[str, str, str]]:
-    table = Ledger(root, PARTITION).changes()
+def changes(root: Path, partition: str = PARTITION) -> dict[str, tuple[str, str, str]]:
+    table = Ledger(root, partition).changes()
     assert table is not None
     assert table.column_names == ["condition_id", "change", "before", "after"]
     return {row["condition_id"]: (row["change"], row["before"], row["after"]) for row in table.to_pylist()}
@@ -125,11 +127,37 @@ def test_a_vector_that_changed_while_the_id_had_no_usable_answer_is_a_changed_ve
         }
 
 
-def test_only_ids_of_both_inputs_are_compared(tmp_path: Path) -> None:
+def test_an_id_that_is_new_in_the_list_is_newly_resolved_and_one_that_left_it_is_no_change(tmp_path: Path) -> None:
     finish(tmp_path, {IDS[0]: YES, IDS[1]: YES})
-    finish(tmp_path, {IDS[1]: NO, IDS[2]: YES})
+    finish(tmp_path, {IDS[1]: NO, IDS[2]: YES, IDS[3]: None})
 
-    assert list(changes(tmp_path)) == [IDS[1]]
+    assert changes(tmp_path) == {
+        IDS[1]: ("vector_changed", "[1, 0]/1", "[0, 1]/1"),
+        IDS[2]: ("newly_resolved", "", "[1, 0]/1"),
+    }
+
+
+def test_an_id_that_comes_back_in_another_workers_chunk_is_compared_with_its_last_vector(tmp_path: Path) -> None:
+    one, two = "worker_1_of_2", "worker_2_of_2"
+    finish(tmp_path, {IDS[0]: YES, IDS[1]: YES}, partition=one, day=0)
+    finish(tmp_path, {IDS[2]: YES}, partition=two, day=0)
+    finish(tmp_path, {IDS[0]: NO}, partition=two, day=1)
+    assert changes(tmp_path, two) == {IDS[0]: ("vector_changed", "[1, 0]/1", "[0, 1]/1")}
+    for day in (2, 3):
+        finish(tmp_path, {IDS[3]: None}, partition=one, day=day)
+        finish(tmp_path, {IDS[4]: None}, partition=two, day=day)
+
+    finish(tmp_path, {IDS[0]: NO, IDS[1]: HALF}, partition=one, day=4)
+
+    assert changes(tmp_path, one) == {IDS[1]: ("vector_changed", "[1, 0]/1", "[1, 1]/2")}
+
+
+def test_another_number_of_workers_is_no_new_beginning(tmp_path: Path) -> None:
+    finish(tmp_path, {IDS[0]: YES, IDS[1]: YES, IDS[2]: None})
+
+    finish(tmp_path, {IDS[0]: YES, IDS[1]: NO}, partition="worker_1_of_2", day=1)
+
+    assert changes(tmp_path, "worker_1_of_2") == {IDS[1]: ("vector_changed", "[1, 0]/1", "[0, 1]/1")}
 
 
 def test_a_refresh_names_what_it_resolved(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from payout_pipeline.scrub import escape_controls, scrub
 if TYPE_CHECKING:
     from payout_pipeline.fetch_summary import FetchSummary
     from payout_pipeline.ingest import IngestSummary
+    from payout_pipeline.take_ids import TakeSummary
     from payout_pipeline.truth import TruthSummary
 
 Metadata = Mapping[str, Any]
@@ -66,6 +67,22 @@ def _table(rows: list[dict[str, Any]]) -> dg.TableMetadataValue:
 def _code(path: str) -> str:
     """``path`` as a code span of Markdown, in which nothing is escaped and only a backtick ends it."""
     return f"`{escape_controls(scrub(path)).replace('`', chr(39))}`"
+
+
+def list_metadata(summary: TakeSummary) -> Metadata:
+    """Of ``condition_ids``."""
+    taken = summary.taken
+    return {
+        "dagster/row_count": taken.ids,
+        "ids_new_in_the_list": summary.added,
+        "ids_not_in_it_any_more": summary.gone,
+        "duplicates": taken.duplicates,
+        "kept": summary.kept_for or "no: the query was run",
+        "taken_at": taken.taken_at,
+        "first_ids": _table([{"condition_id": i} for i in summary.sample]) if summary.sample else "none",
+        "sha256": taken.sha256,
+        "file": dg.MetadataValue.path(summary.path),
+    }
 
 
 def fetch_metadata(summary: FetchSummary) -> Metadata:

@@ -9,17 +9,8 @@ from payout_pipeline.settings import Settings
 
 def external_specs(settings: Settings) -> list[dg.AssetSpec]:
     """The input file, the user's resolutions and, where it is configured, the P&L view."""
-    specs = [
-        dg.AssetSpec(
-            "condition_ids",
-            description=(
-                f"The condition ids without a payout vector, one a line: `{settings.condition_ids_file}`. "
-                "`0x`, upper case and duplicates are normalised; anything else is refused with its line number."
-            ),
-            group_name="payouts",
-            kinds={"file"},
-            owners=["team:data-engineering"],
-        ),
+    specs = [] if settings.condition_ids_query else [_input_file(settings)]
+    specs.append(
         dg.AssetSpec(
             "market_resolutions_final",
             description=(
@@ -30,8 +21,8 @@ def external_specs(settings: Settings) -> list[dg.AssetSpec]:
             kinds={"clickhouse", "table"},
             owners=["team:analytics"],
             metadata={"dagster/table_name": settings.market_resolutions_table},
-        ),
-    ]
+        )
+    )
     if settings.pnl_view:
         specs.append(
             dg.AssetSpec(
@@ -48,3 +39,16 @@ def external_specs(settings: Settings) -> list[dg.AssetSpec]:
             )
         )
     return specs
+
+
+def _input_file(settings: Settings) -> dg.AssetSpec:
+    return dg.AssetSpec(
+        "condition_ids",
+        description=(
+            f"The condition ids without a payout vector: `{settings.condition_ids_file}`. `0x`, upper case and duplicates are "
+            "normalised; anything else is refused with its line number."
+        ),
+        group_name="payouts",
+        kinds={"file"},
+        owners=["team:data-engineering"],
+    )

@@ -12,10 +12,6 @@ from payout_pipeline.settings import Settings
 
 def vw_resolutions_truth_asset(settings: Settings) -> dg.AssetsDefinition:
     """The asset; it is not partitioned, and refuses while a worker is missing."""
-    # Waits for every partition of its upstream, and does not build on a failed check; off until its sensor is switched on.
-    condition = dg.AutomationCondition.eager() & ~dg.AutomationCondition.any_deps_match(
-        dg.AutomationCondition.any_checks_match(dg.AutomationCondition.check_failed())
-    )
 
     @dg.asset(
         name="vw_resolutions_truth",
@@ -30,7 +26,6 @@ def vw_resolutions_truth_asset(settings: Settings) -> dg.AssetsDefinition:
         owners=["team:data-engineering"],
         code_version="1",
         retry_policy=STEP_RETRIES,
-        automation_condition=condition,
         metadata={"dagster/column_schema": VIEW_COLUMNS, "dagster/table_name": settings.truth_view},
     )
     def vw_resolutions_truth(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult:  # type: ignore[type-arg]

@@ -18,6 +18,8 @@ ASSETS = (FETCHED, STORED, VIEW)
 WORKER_JOB = "goldsky_backfill"
 VIEW_JOB = "truth_view"
 VERIFY_JOB = "verify"
+IDS_JOB = "take_condition_ids"
+REFRESH_JOB = "daily_refresh"
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,13 +22,15 @@ def examine(settings: Settings, now: Callable[[], datetime] = lambda: datetime.n
     """Look at everything. Expected faults become findings; only what nobody expected is raised."""
     from payout_pipeline.doctor.database import database_findings
     from payout_pipeline.doctor.goldsky import ask_goldsky
-    from payout_pipeline.doctor.machine import estimate, input_findings, runtime_findings
+    from payout_pipeline.doctor.input import look_at_input
+    from payout_pipeline.doctor.machine import estimate, runtime_findings
 
-    worklist, findings = input_findings(settings)
+    found = look_at_input(settings)
+    worklist, findings = found.worklist, found.findings
     findings += runtime_findings(settings, worklist)
     latency = None
     if worklist is not None:
-        latency, said = ask_goldsky(settings, worklist, now())
+        latency, said = ask_goldsky(settings, found.ids, now())
         findings += said
     findings += database_findings(settings)
     findings.append(estimate(settings, worklist, latency))

@@ -18,8 +18,8 @@ from payout_pipeline.words import counted, duration, share
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from payout_pipeline.chunks import Worklist
     from payout_pipeline.goldsky.client import GoldskyClient
+    from payout_pipeline.ids import IdList
     from payout_pipeline.settings import Settings
 
 #: Schema and head; the sample; once more what an answer left out; once more where the block is not kept.
@@ -31,27 +31,23 @@ _LONGEST_WAIT_SECONDS = 2.0
 _RETRY = "Try again; if it stays, look at the endpoint's own page at its provider."
 
 
-def ask_goldsky(settings: Settings, worklist: Worklist, now: datetime) -> tuple[float | None, list[Finding]]:
+def ask_goldsky(settings: Settings, ids: IdList | None, now: datetime) -> tuple[float | None, list[Finding]]:
     """Ask the subgraph. The seconds that one request took (None where there was no answer), and the findings."""
     visit = _Visit(settings, now)
     try:
-        sample = _sample(settings, worklist)
-        return asyncio.run(visit.ask(sample)), visit.findings
+        return asyncio.run(visit.ask(_sample(settings, ids))), visit.findings
     except PayoutPipelineError as fault:
         otherwise = "Check GOLDSKY_ENDPOINT, GOLDSKY_API_TOKEN and the network."
         return None, [*visit.findings, Finding.of_fault("goldsky", fault, otherwise)]
 
 
-def _sample(settings: Settings, worklist: Worklist) -> list[str]:
+def _sample(settings: Settings, ids: IdList | None) -> list[str]:
     """Ids spread evenly over the whole list, as many as one query may carry; none in scan mode."""
-    from payout_pipeline.chunks import read_input
-
-    if not worklist.ids:
+    if ids is None or not ids.count:
         return []
-    size = min(SAMPLE, settings.goldsky_batch_size, worklist.ids)
-    found = read_input(settings.condition_ids_file)
-    positions = [index * worklist.ids // size for index in range(size)]
-    return [found.ids(position, position + 1)[0] for position in positions]
+    size = min(SAMPLE, settings.goldsky_batch_size, ids.count)
+    positions = [index * ids.count // size for index in range(size)]
+    return [ids.ids(position, position + 1)[0] for position in positions]
 
 
 @dataclass

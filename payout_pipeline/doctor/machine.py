@@ -1,4 +1,4 @@
-"""What the doctor sees on this machine: the input, the runtime directory, and how long a run will take."""
+"""What the doctor sees on this machine: the runtime directory, and how long a run will take."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
-from payout_pipeline.chunks import Worklist, read_worklist
+from payout_pipeline.chunks import Worklist
 from payout_pipeline.doctor.finding import Finding
 from payout_pipeline.errors import PayoutPipelineError
 from payout_pipeline.scrub import scrub
@@ -21,34 +21,6 @@ _BYTES_PER_ID = 1_500
 _BYTES_AT_LEAST = 200_000_000
 #: Start of Python and Dagster, loading, the view and its checks, as measured on two cores.
 _OVERHEAD_SECONDS = 10.0
-
-
-def input_findings(settings: Settings) -> tuple[Worklist | None, list[Finding]]:
-    """Today's input, None where it cannot be used, and what is to be said of it."""
-    try:
-        worklist = read_worklist(settings)
-    except PayoutPipelineError as fault:
-        return None, [Finding.of_fault("input", fault)]
-    if worklist.ids is None:
-        return worklist, [Finding("input", "ok", "GOLDSKY_MODE=scan: every resolved condition of the subgraph")]
-    largest = max(worker.ids or 0 for worker in worklist.workers)
-    repeated = f", {counted(worklist.duplicates, 'repeated line')} left out" if worklist.duplicates else ""
-    text = (
-        f"{worklist.source}: {counted(worklist.ids, 'condition id')}{repeated}; "
-        f"{counted(len(worklist.workers), 'worker')} with up to {largest:,} each"
-    )
-    findings = [Finding("input", "ok", text)]
-    bar = settings.success_bar(worklist.ids)
-    if bar > worklist.ids:
-        findings.append(
-            Finding(
-                "input",
-                "warning",
-                f"the success bar of {bar:,} conditions cannot be reached: the list has {worklist.ids:,} ids",
-                "Lower PAYOUT_MIN_UNIQUE_CONDITIONS; below 1 it is a share of the ids.",
-            )
-        )
-    return worklist, findings
 
 
 def runtime_findings(settings: Settings, worklist: Worklist | None) -> Iterator[Finding]:

@@ -14,7 +14,6 @@ KINDS = ("newly_resolved", "vector_changed", "became_absent", "no_longer_resolve
 COMPARED_COLUMNS = ("condition_id", "status", "payout_numerators", "payout_denominator")
 _COMPARED = ("condition_id", "status", "vector")
 _CHANGED = ("condition_id", "change", "before", "after")
-_UNANSWERED = "unanswered"
 _ROWS_AT_ONCE = 1 << 15
 
 
@@ -34,31 +33,27 @@ def states(batches: Iterable[pa.RecordBatch]) -> pa.Table:
     return pa.concat_tables([_table([], [], [], names=_COMPARED), *map(_texts, batches)])
 
 
-def with_last_known(old: pa.Table, changes: pa.Table) -> pa.Table:
-    """The `states` of a ledger, with the vectors that ids without a usable answer had before, by that ledger's changes."""
+def with_last_known(old: pa.Table, known: pa.Table) -> pa.Table:
+    """The `states` of a ledger, with the ``condition_id`` and ``vector`` that are known of ids without a usable state in it."""
+    import pyarrow as pa
     import pyarrow.compute as pc
 
-    kept = changes.filter(pc.equal(changes["change"], _UNANSWERED))
-    position = pc.index_in(old["condition_id"], value_set=kept["condition_id"].combine_chunks())
-    status = pc.if_else(pc.is_valid(position), "resolved", old["status"])
-    vector = pc.coalesce(kept["before"].combine_chunks().take(position), old["vector"])
-    return _table(old["condition_id"], status, vector, names=_COMPARED)
-
-
-def real_changes(table: pa.Table) -> pa.Table:
-    """Without what is only kept for the next comparison."""
-    import pyarrow.compute as pc
-
-    return table.filter(pc.not_equal(table["change"], _UNANSWERED))
+    unusable = pc.is_in(old["status"], pa.array(["failed", "invalid"]))
+    kept = old.filter(
+        pc.invert(pc.and_(unusable, pc.is_in(old["condition_id"], known["condition_id"].combine_chunks())))
+    )
+    more = known.filter(pc.invert(pc.is_in(known["condition_id"], kept["condition_id"].combine_chunks())))
+    resolved = _table(more["condition_id"], ["resolved"] * len(more), more["vector"], names=_COMPARED)
+    return pa.concat_tables([kept, resolved])
 
 
 def compare(old: pa.Table, after: Iterable[pa.RecordBatch], *, whole: bool) -> pa.Table:
-    """The ids that both ledgers have and that are another in the second, with their vectors in both.
+    """The ids that are another in the second ledger, with their vectors in both.
 
-    ``newly_resolved``: resolved now, and not before; ``vector_changed``: resolved in both, with other vectors in lowest
-    terms; ``became_absent``: the subgraph knew the id (``before`` is its vector, if it was resolved) and does not now;
-    ``no_longer_resolved``: resolved before, unresolved now. An id that got no answer, or an invalid one, did not change;
-    where it was resolved before, a row ``unanswered`` keeps its vector for the next comparison (`with_last_known`).
+    ``newly_resolved``: resolved now, and not before, or not asked before; ``vector_changed``: resolved in both, with other
+    vectors in lowest terms; ``became_absent``: the subgraph knew the id (``before`` is its vector, if it was resolved) and
+    does not now; ``no_longer_resolved``: resolved before, unresolved now. An id that got no answer, or an invalid one, did
+    not change.
 
     Args:
         old: the `states` of the first.
@@ -82,6 +77,11 @@ def compare(old: pa.Table, after: Iterable[pa.RecordBatch], *, whole: bool) -> p
         kinds = _kinds(then, now)
         changed = _table(now["condition_id"], kinds, then["vector"], now["vector"])
         found.append(changed.filter(pa.array(kinds != "")))
+        new = np.ones(len(part), dtype=bool)
+        new[np.asarray(position.filter(both))] = False
+        fresh = part.filter(pa.array(new & _has(part, "resolved")))
+        kind, nothing = ["newly_resolved"] * len(fresh), [""] * len(fresh)
+        found.append(_table(fresh["condition_id"], kind, nothing, fresh["vector"]))
     if whole:
         gone = old.filter(pa.array(~seen))
         nothing = [""] * len(gone)
@@ -103,9 +103,8 @@ def _kinds(then: pa.Table, now: pa.Table) -> NDArray[np.str_]:
             is_ & was & other,
             _has(now, "absent") & known,
             _has(now, "unresolved") & was,
-            (_has(now, "failed") | _has(now, "invalid")) & was,
         ],
-        [np.array(kind) for kind in (*KINDS, _UNANSWERED)],
+        [np.array(kind) for kind in KINDS],
         "",
     )
 

@@ -12,7 +12,7 @@ from payout_pipeline.chunks import Chunk, PrefixRange
 from payout_pipeline.errors import LedgerError
 from payout_pipeline.ledger import files
 from payout_pipeline.ledger.accounting import SAMPLE, Accounting, account
-from payout_pipeline.ledger.changes import real_changes, vector_texts
+from payout_pipeline.ledger.changes import vector_texts
 from payout_pipeline.ledger.info import SnapshotInfo
 from payout_pipeline.ledger.rows import ERROR_STATUSES, STATUSES
 from payout_pipeline.storage import LogLine, Store, join, open_store
@@ -137,11 +137,6 @@ class Ledger:
         ``became_absent`` or ``no_longer_resolved``), ``before`` and ``after`` (vectors like ``[1, 0]/1``, or empty).
         Raises LedgerError where the file is damaged.
         """
-        table = self.compared()
-        return None if table is None else real_changes(table)
-
-    def compared(self) -> pa.Table | None:
-        """As `changes`, with the rows that are kept for the next comparison."""
         import pyarrow.parquet as pq
 
         info = self.finished()

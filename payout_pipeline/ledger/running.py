@@ -11,8 +11,17 @@ from payout_pipeline.goldsky.pin import Pin
 from payout_pipeline.ledger import files
 from payout_pipeline.ledger.changes import COMPARED_COLUMNS, compare, states, with_last_known
 from payout_pipeline.ledger.info import SnapshotInfo, now
+from payout_pipeline.ledger.known import last_known, remember
 from payout_pipeline.ledger.ledger import Ledger
-from payout_pipeline.ledger.rows import STATUSES, Status, counts_of, fault_in_rows, id_array, ledger_schema
+from payout_pipeline.ledger.rows import (
+    ERROR_STATUSES,
+    STATUSES,
+    Status,
+    counts_of,
+    fault_in_rows,
+    id_array,
+    ledger_schema,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -234,7 +243,7 @@ class RunningLedger:
                 "batches": self.batch_count, "stats": dict(stats or {}),
             }
         )  # fmt: skip
-        self._write_changes()
+        self._write_changes(info)
         files.write_rows(
             ledger.store, ledger.key(files.SNAPSHOT), ledger_schema(), self._all_rows(), info.model_dump_json
         )
@@ -264,21 +273,29 @@ class RunningLedger:
                 raise LedgerError(f"{error}; it was set aside, run again to ask it: {self._ledger.repair}") from error
             yield table
 
-    def _write_changes(self) -> None:
-        """Compare with the finished snapshot that this one replaces, if there is one."""
+    def _write_changes(self, info: SnapshotInfo) -> None:
+        """Compare with the finished snapshot that this one replaces, and with what is known of ids that it does not have."""
+        import pyarrow as pa
+
         ledger = self._ledger
         former = ledger.finished()
-        if former is None:
-            return
-        after = (batch.select(COMPARED_COLUMNS) for table in self._all_rows() for batch in table.to_batches())
+        same_list = former is not None and former.ids_sha256 == info.ids_sha256
         try:
-            before, earlier = states(ledger.read(COMPARED_COLUMNS)), ledger.compared()
+            before = states(ledger.read(COMPARED_COLUMNS) if former is not None else ())
+            if isinstance(self._ids, Chunk) and not (same_list and former and _all_usable(former)):
+                known = last_known(ledger.store, pa.array(self._ids.ids(), pa.string()))
+                before = with_last_known(before, pa.Table.from_pandas(known, preserve_index=False))
+            if former is not None and not (same_list and _all_usable(info)):
+                remember(ledger)
         except LedgerError as error:
             ledger.log(f"{ledger.partition}: what changed since the former snapshot is not known: {error}")
             return
-        before = before if earlier is None else with_last_known(before, earlier)
-        table = compare(before, after, whole=former.mode == self.info.mode == "scan")
-        key = ledger.key(files.CHANGES, f"{self.info.snapshot_id}.parquet")
+        if former is None and not len(before):
+            return
+        after = (batch.select(COMPARED_COLUMNS) for table in self._all_rows() for batch in table.to_batches())
+        whole = former is not None and former.mode == info.mode == "scan"
+        table = compare(before, after, whole=whole)
+        key = ledger.key(files.CHANGES, f"{info.snapshot_id}.parquet")
         files.write_rows(ledger.store, key, table.schema, [table], lambda: "{}")
 
     def discard(self) -> None:
@@ -292,3 +309,8 @@ def id_column(batches: Iterator[pa.RecordBatch]) -> pa.StringArray:
     import pyarrow as pa
 
     return pa.concat_arrays([pa.array([], pa.string()), *(batch.column(0) for batch in batches)])
+
+
+def _all_usable(info: SnapshotInfo) -> bool:
+    """Whether each id of a finished snapshot has an answer that counts."""
+    return not any(info.counts[status] for status in ERROR_STATUSES)

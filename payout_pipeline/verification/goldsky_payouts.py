@@ -8,7 +8,8 @@ from datetime import datetime, timedelta, timezone
 from functools import partial
 from typing import TYPE_CHECKING
 
-from payout_pipeline.chunks import Worklist, chunk_of, prefix_range, read_input, worker_numbers
+from payout_pipeline.chunks import Worklist, chunk_of, prefix_range, worker_numbers
+from payout_pipeline.condition_ids import todays_ids
 from payout_pipeline.ledger import STATUSES, Ledger
 from payout_pipeline.verdict import SHOWN_ROWS, Severity, Table, Value, Verdict
 from payout_pipeline.words import counted, duration, has, listed, share
@@ -76,7 +77,7 @@ def every_id_accounted_for(at: WorkerLedger) -> Verdict:
         repair = ask_again(at.key)
         return Verdict(check, False, Severity.ERROR, sentence, "this endpoint", "another", repair=repair)
     if settings.goldsky_mode == "list":
-        found = at.ledger.verify(chunk_of(read_input(settings.condition_ids_file), number, settings.workers))
+        found = at.ledger.verify(chunk_of(todays_ids(settings), number, settings.workers))
     else:
         found = at.ledger.verify(prefix_range(number, settings.workers))
     once = found.expected - found.missing

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
-from payout_pipeline.chunks import Worklist, read_input
+from payout_pipeline.chunks import Worklist
+from payout_pipeline.condition_ids import todays_ids
 from payout_pipeline.errors import head_and_repair
 from payout_pipeline.ledger import Ledger
 from payout_pipeline.verdict import NO_ANSWER, SHOWN_ROWS, Severity, Table, Verdict
@@ -83,7 +84,7 @@ class _View:
         if self._worklist.ids is None:
             yield from map(id_batch, self._ledgers(["condition_id"], None))
             return
-        found = read_input(self._settings.condition_ids_file)
+        found = todays_ids(self._settings)
         for start in range(0, found.count, _IDS_AT_ONCE):
             yield pa.record_batch({"condition_id": pa.array(found.ids(start, start + _IDS_AT_ONCE), pa.string())})
 

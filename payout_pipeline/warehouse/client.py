@@ -83,8 +83,11 @@ class Session:
         doing: str,
         external: Mapping[str, pa.RecordBatch] | None = None,
         settings: Mapping[str, Any] | None = None,
+        repeatable: bool = True,
     ) -> pa.Table:
         """Run a SELECT and return its whole result, with ``settings`` of this statement where the server knows them.
+
+        What is transient is waited out unless the statement is not ``repeatable``.
 
         ``external`` are tables of this statement only, referred to as ``{name:Identifier}``; their columns are of the
         types of :func:`clickhouse_type`.
@@ -102,7 +105,12 @@ class Session:
                     raise server_error(said[0]) from error
                 raise
 
-        return self._patiently(run, sql, doing)
+        return self._patiently(run, sql, doing, None if repeatable else 0.0)
+
+    def may_set(self, name: str) -> bool:
+        """Whether the server knows the setting and does not say that this user must leave it."""
+        known = self._client.server_settings.get(name)
+        return known is not None and not known.readonly
 
     def rows(
         self,
@@ -202,12 +210,7 @@ class Session:
         if not self.embedded:
             wanted["query_id"] = f"payout-{uuid.uuid4()}"
             wanted["log_comment"] = self._comment
-        definitions = self._client.server_settings
-        return {
-            key: value
-            for key, value in wanted.items()
-            if key == "query_id" or ((known := definitions.get(key)) is not None and not known.readonly)
-        }
+        return {key: value for key, value in wanted.items() if key == "query_id" or self.may_set(key)}
 
     def _select(
         self,

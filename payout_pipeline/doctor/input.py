@@ -1,0 +1,71 @@
+"""What the doctor sees of the input: the file of ids, or what the query gives at this moment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from payout_pipeline.chunks import Worklist, read_worklist, worklist_of
+from payout_pipeline.condition_ids import source_of_ids, todays_ids
+from payout_pipeline.doctor.finding import Finding
+from payout_pipeline.errors import PayoutPipelineError
+from payout_pipeline.ids import IdList
+from payout_pipeline.settings import Settings
+from payout_pipeline.words import counted
+
+_FIRST_IDS = 3
+
+
+@dataclass(frozen=True)
+class InputSeen:
+    """The input, as far as it can be read; ``ids`` is None in scan mode too."""
+
+    ids: IdList | None
+    worklist: Worklist | None
+    findings: list[Finding]
+
+
+def look_at_input(settings: Settings) -> InputSeen:
+    """Today's input, and what is to be said of it. A query is run, and what it gives is not kept."""
+    if settings.goldsky_mode == "scan":
+        text = "GOLDSKY_MODE=scan: every resolved condition of the subgraph"
+        return InputSeen(None, read_worklist(settings), [Finding("input", "ok", text)])
+    if settings.condition_ids_query and settings.embedded and not (Path(settings.runtime_dir) / "clickhouse").exists():
+        text = "CONDITION_IDS_QUERY was not run: the embedded database will be made by the first run"
+        return InputSeen(None, None, [Finding("input", "warning", text)])
+    try:
+        found = _ids(settings)
+    except PayoutPipelineError as fault:
+        return InputSeen(None, None, [Finding.of_fault("input", fault)])
+    return InputSeen(found, worklist_of(settings, found), _findings(settings, found))
+
+
+def _ids(settings: Settings) -> IdList:
+    if not settings.condition_ids_query:
+        return todays_ids(settings)
+    from payout_pipeline.warehouse.id_query import query_ids
+
+    return query_ids(settings)
+
+
+def _findings(settings: Settings, found: IdList) -> list[Finding]:
+    largest = max(worker.ids or 0 for worker in worklist_of(settings, found).workers)
+    repeated = f", {counted(found.duplicates, 'repeated line')} left out" if found.duplicates else ""
+    text = (
+        f"{source_of_ids(settings)}: {counted(found.count, 'condition id')}{repeated}; "
+        f"{counted(settings.workers, 'worker')} with up to {largest:,} each"
+    )
+    if settings.condition_ids_query:
+        text += f"; the first: {', '.join(found.ids(0, _FIRST_IDS))}" if found.count else ": nothing is missing"
+    findings = [Finding("input", "ok", text)]
+    bar = settings.success_bar(found.count)
+    if bar > found.count:
+        findings.append(
+            Finding(
+                "input",
+                "warning",
+                f"the success bar of {bar:,} conditions cannot be reached: the list has {counted(found.count, 'id')}",
+                "Lower PAYOUT_MIN_UNIQUE_CONDITIONS; below 1 it is a share of the ids.",
+            )
+        )
+    return findings
