@@ -12,7 +12,6 @@ from payout_pipeline.settings import Settings
 from payout_pipeline.warehouse.client import Session, Warehouse
 from payout_pipeline.warehouse.faults import ClickHouseRefusedError
 from payout_pipeline.warehouse.statements import Sql, statement
-from payout_pipeline.warehouse.statements import column as column_name
 from payout_pipeline.words import counted
 
 if TYPE_CHECKING:
@@ -86,7 +85,7 @@ def _rows(session: Session, query: str, column: str) -> pa.Table:
         # In the statement: given beside it, `readonly` would stay in force for the rest of an embedded session.
         clause = ", ".join(f"{name} = {value}" for name, value in limits.items())
         settings = Sql(f"SETTINGS {clause}" if clause else "")
-        sql = statement("ids_of_query", query=Sql(query), column=column_name(column), settings=settings)
+        sql = statement("ids_of_query", query=Sql(query), column=_quoted(column), settings=settings)
         try:
             table = session.arrow(sql, doing="running the query", repeatable=False)
         except WarehouseUnavailableError as error:
@@ -104,6 +103,12 @@ def _rows(session: Session, query: str, column: str) -> pa.Table:
         if table.num_rows > MAX_ROWS:
             raise InputError(_too_many())
         return table
+
+
+def _quoted(name: str) -> Sql:
+    """The name of a column that may be any expression."""
+    escaped = name.replace("\\", "\\\\").replace("`", "\\`")
+    return Sql(f"`{escaped}`")
 
 
 def _ids_of(table: pa.Table) -> IdList:
