@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from payout_pipeline.errors import ConfigurationError, PayoutPipelineError
+from payout_pipeline.id_text import normalise, why_no_id
 from payout_pipeline.payouts import InvalidVector, Vector, parse_numerators, parse_payouts
 from payout_pipeline.scrub import excerpt
 from payout_pipeline.settings import Settings
+from payout_pipeline.words import counted, is_
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 MAX_IDS = 1000
 _DATABASE_WAIT_SECONDS = 5.0
-_ID = re.compile(r"(?:0[xX])?([0-9a-fA-F]{64})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +60,14 @@ def normalised(ids: Sequence[str]) -> list[str]:
     found: dict[str, None] = {}
     wrong: list[str] = []
     for text in ids:
-        match = _ID.fullmatch(text.strip())
-        if match is None:
-            wrong.append(excerpt(text, 80))
+        if condition_id := normalise(text):
+            found[condition_id] = None
         else:
-            found[match[1].lower()] = None
+            wrong.append(f"{excerpt(text, 80)} ({why_no_id(text)})")
     if wrong:
         raise ConfigurationError(
-            f"{len(wrong)} of {len(ids)} arguments are no condition ids (64 hex digits, 0x allowed): {', '.join(wrong[:5])}"
+            f"{len(wrong)} of {counted(len(ids), 'argument')} {is_(len(wrong))} no condition id (64 hex digits, 0x allowed): "
+            f"{', '.join(wrong[:5])}"
         )
     if len(found) > MAX_IDS:
         raise ConfigurationError(f"at most {MAX_IDS:,} ids at once; for more put them into a file and run the backfill")

@@ -180,7 +180,7 @@ def test_bad_input_is_a_problem_with_its_lines_and_the_endpoint_is_not_asked(
     settings.condition_ids_file.write_text("condition_id\n0x12\n")
     found = problems(settings)
     assert [finding.subject for finding in found] == ["input"]
-    assert "line 1" in found[0].text + found[0].repair
+    assert "line 2" in found[0].text + found[0].repair
     settings.condition_ids_file.unlink()
     assert "does not exist" in problems(settings)[0].text
 

@@ -73,7 +73,7 @@ def test_a_vector_that_cannot_be_stored_is_shown_as_it_came(finished: House, sub
 
 
 def test_what_is_no_id_is_refused_before_anything_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigurationError, match="2 of 3 arguments are no condition ids"):
+    with pytest.raises(ConfigurationError, match="2 of 3 arguments are no condition id "):
         normalised([condition(0), "12", "\x1b[31mx"])
     assert normalised([condition(1), f"0X{condition(1).upper()}"]) == [condition(1)]
 

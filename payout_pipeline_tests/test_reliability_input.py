@@ -6,6 +6,7 @@ import codecs
 import gzip
 import time
 
+import pandas as pd
 import pytest
 
 from payout_pipeline.errors import (
@@ -29,6 +30,7 @@ SPELLINGS = {
     "no final newline, 0X and upper case": lambda ids: "\n".join("0X" + i.upper() for i in ids).encode(),
     "UTF-16": lambda ids: "\n".join(ids).encode("utf-16"),
     "gzip": lambda ids: gzip.compress(("\n".join(ids) + "\n").encode()),
+    "Parquet": lambda ids: pd.DataFrame({"question": "?", "condition_id": ids}).to_parquet(),
     "every id three times": lambda ids: "\n".join([*ids, *("0x" + i for i in ids), *(i.upper() for i in ids)]).encode(),
 }
 

@@ -46,7 +46,7 @@ def _input_file(settings: Settings) -> dg.AssetSpec:
         "condition_ids",
         description=(
             f"The condition ids without a payout vector: `{settings.condition_ids_file}`. `0x`, upper case and duplicates are "
-            "normalised; anything else is refused with its line number."
+            "normalised; anything else is refused with its place."
         ),
         group_name="payouts",
         kinds={"file"},

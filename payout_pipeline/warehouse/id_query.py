@@ -6,8 +6,8 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from payout_pipeline.errors import InputError, WarehouseUnavailableError
-from payout_pipeline.ids import ID_BYTES, IdList, distinct, pack_ids, packed_array, packed_bytes, safe_excerpt
-from payout_pipeline.ids import _why_no_id as why_no_id
+from payout_pipeline.id_text import ID_BYTES, safe_excerpt, why_no_id
+from payout_pipeline.ids import IdList, distinct, pack_ids, packed_array, packed_bytes
 from payout_pipeline.settings import Settings
 from payout_pipeline.warehouse.client import Session, Warehouse
 from payout_pipeline.warehouse.faults import ClickHouseRefusedError
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 MAX_ROWS = 10_000_000
 TIMEOUT_SECONDS = 300
 _SHOWN = 20
+_BLANKS = " \t\r\n"
 _LIMITS = {
     "readonly": "2",
     "max_execution_time": str(TIMEOUT_SECONDS),
@@ -121,13 +122,13 @@ def _ids_of(table: pa.Table) -> IdList:
     spoilt = 0
     at = 0
     for chunk in table.column(0).chunks:
-        trimmed = pc.utf8_trim(chunk, " \t\r\n")
+        trimmed = pc.utf8_trim(chunk, _BLANKS)
         right = pc.fill_null(pc.match_substring_regex(trimmed, r"\A(0[xX])?[0-9a-fA-F]{64}\z"), False)
         wrong = pc.indices_nonzero(pc.invert(right)).to_pylist()
         spoilt += len(wrong)
         for index in wrong[: _SHOWN - len(bad)]:
             value: Any = chunk[index].as_py()
-            why = "NULL" if value is None else f"{safe_excerpt(value)} ({why_no_id(value.strip())})"
+            why = "NULL" if value is None else f"{safe_excerpt(value)} ({why_no_id(value.strip(_BLANKS))})"
             bad.append(f"  row {at + index + 1}: {why}")
         ids = pc.utf8_slice_codeunits(trimmed.filter(right), -64)
         packed += pack_ids(ids.to_pylist())

@@ -6,6 +6,8 @@ accepted that is not so. They are compared with plain readers written here.
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 import tempfile
@@ -14,10 +16,13 @@ from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from pathlib import Path
 
+import pandas as pd
+
 from payout_pipeline.errors import InputError
 from payout_pipeline.goldsky.answers import AnswerFault, BatchAnswer, Fields, read_exactly
 from payout_pipeline.goldsky.pin import Pin
 from payout_pipeline.goldsky.queries import IdsQuery, check_answer
+from payout_pipeline.id_text import ID_COLUMNS
 from payout_pipeline.ids import read_ids
 from payout_pipeline.ledger.checkpoint import checkpoint_name, read_checkpoint
 from payout_pipeline.payouts import InvalidVector, Vector, parse_payouts
@@ -47,17 +52,46 @@ def id_reader(data: bytes) -> None:
     assert ids
     assert len(set(ids)) == len(ids)
     assert all(_HEX.match(identity) for identity in ids)
-    if data[:2] in (b"\x1f\x8b", b"\xff\xfe", b"\xfe\xff") or data[:4] in (b"\x00\x00\xfe\xff", b"\xff\xfe\x00\x00"):
+    if (
+        data[:4] == b"PAR1"
+        or data[:2] in (b"\x1f\x8b", b"\xff\xfe", b"\xfe\xff")
+        or data[:4] in (b"\x00\x00\xfe\xff", b"\xff\xfe\x00\x00")
+    ):
         return
     text = data.decode("utf-8-sig", errors="replace")  # a comment may hold any bytes
-    expected = []
-    for line in re.split(r"\r\n|\r|\n", text):
-        bare = line.partition("#")[0].strip()
-        if bare:
-            match = _ID.fullmatch(bare)
-            assert match, f"accepted {line!r}"
-            expected.append(match[2].lower())
-    assert ids == list(dict.fromkeys(expected))
+    assert ids == list(dict.fromkeys(map(_one_id, _texts_of(re.sub(r"\r\n|\r", "\n", text)))))
+
+
+def _one_id(text: str) -> str:
+    match = _ID.fullmatch(text.strip(" \t\x0b\x0c"))
+    assert match, f"accepted {text!r}"
+    return match[2].lower()
+
+
+def _texts_of(text: str) -> list[str]:
+    """What has to be ids: the strings of JSON, the cells of a column, or the lines."""
+    lines = [line for line in text.split("\n") if line.partition("#")[0].strip(" \t\x0b\x0c")]
+    first = lines[0].lstrip(" \t")
+    if first.startswith("["):
+        return [_text_of(value) for value in json.loads(text[text.index(lines[0]) :])]
+    if first.startswith("{"):
+        return [_text_of(json.loads(line)) for line in lines]
+    if not _ID.search(first):  # a header
+        separator = max(",;\t", key=first.count)
+        table = csv.DictReader(text[text.index(lines[0]) :].split("\n"), delimiter=separator, skipinitialspace=True)
+        name = next((name for name in table.fieldnames or () if name.strip() in ID_COLUMNS), None)
+        assert name is not None, f"no header: {first!r}"
+        if len(table.fieldnames or ()) > 1:
+            return [row[name] for row in table]
+        lines = lines[1:]
+    return [re.sub(r"""^(["'])(.*)\1[ \t]*,?$""", r"\2", line.partition("#")[0].strip()) for line in lines]
+
+
+def _text_of(value: object) -> str:
+    if isinstance(value, dict):
+        (value,) = (value[name] for name in ID_COLUMNS if name in value)
+    assert isinstance(value, str)
+    return value
 
 
 def answer_parser(data: bytes) -> None:
@@ -148,6 +182,14 @@ def seeds(target: str) -> list[bytes]:
             ("# ids\n\n" + lines.upper() + " # last").encode(),
             lines.encode("utf-16"),
             (lines + "\n" + lines[:63] + "\ncondition_id,x\n").encode(),
+            "\n".join(["condition_id", *(f'"0x{identity}",' for identity in ASKED)]).encode(),
+            "\n".join(['slug;"conditionId"', *(f'"a ""b""; c";{identity}' for identity in ASKED)]).encode(),
+            json.dumps(ASKED).encode(),
+            (
+                "# ids\n" + json.dumps([{"conditionId": identity, "volume": 1.5} for identity in ASKED], indent=1)
+            ).encode(),
+            "\n".join(json.dumps({"market_id": identity, "tags": [None]}) for identity in ASKED).encode(),
+            _parquet(),
         ]
     if target == "answer_parser":
         meta = {"block": {"number": 1_000}, "deployment": "QmFuzz", "hasIndexingErrors": False}
@@ -169,6 +211,12 @@ def seeds(target: str) -> list[bytes]:
         "deployment": "QmFuzz", "fingerprint": "ab" * 32, "version": 1, "state": "running",
     }  # fmt: skip
     return [json.dumps(good).encode(), _written(), json.dumps({**good, "totalIdsProcessed": -(10**30)}).encode()]
+
+
+def _parquet() -> bytes:
+    sink = io.BytesIO()
+    pd.DataFrame({"condition_id": ASKED, "volume": 1.5}).to_parquet(sink)
+    return sink.getvalue()
 
 
 def _written() -> bytes:
