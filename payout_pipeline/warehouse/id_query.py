@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from payout_pipeline.errors import InputError, WarehouseUnavailableError
-from payout_pipeline.id_text import ID_BYTES, safe_excerpt, why_no_id
+from payout_pipeline.id_text import ID_BYTES, ID_DIGITS, RefusedTexts, safe_excerpt
 from payout_pipeline.ids import IdList, distinct, pack_ids, packed_array, packed_bytes
 from payout_pipeline.settings import Settings
 from payout_pipeline.warehouse.client import Session, Warehouse
 from payout_pipeline.warehouse.faults import ClickHouseRefusedError
 from payout_pipeline.warehouse.statements import Sql, statement
-from payout_pipeline.words import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 MAX_ROWS = 10_000_000
 TIMEOUT_SECONDS = 300
-_SHOWN = 20
 _BLANKS = " \t\r\n"
 _LIMITS = {
     "readonly": "2",
@@ -118,28 +116,17 @@ def _ids_of(table: pa.Table) -> IdList:
     import pyarrow.compute as pc
 
     packed = bytearray()
-    bad: list[str] = []
-    spoilt = 0
+    refused = RefusedTexts("CONDITION_IDS_QUERY", f"{_REPAIR}, of which the first column counts")
     at = 0
     for chunk in table.column(0).chunks:
-        trimmed = pc.utf8_trim(chunk, _BLANKS)
+        trimmed = pc.utf8_trim(chunk, " \t\r\n")
         right = pc.fill_null(pc.match_substring_regex(trimmed, r"\A(0[xX])?[0-9a-fA-F]{64}\z"), False)
-        wrong = pc.indices_nonzero(pc.invert(right)).to_pylist()
-        spoilt += len(wrong)
-        for index in wrong[: _SHOWN - len(bad)]:
-            value: Any = chunk[index].as_py()
-            why = "NULL" if value is None else f"{safe_excerpt(value)} ({why_no_id(value.strip(_BLANKS))})"
-            bad.append(f"  row {at + index + 1}: {why}")
-        ids = pc.utf8_slice_codeunits(trimmed.filter(right), -64)
-        packed += pack_ids(ids.to_pylist())
+        for index in pc.indices_nonzero(pc.invert(right)).to_pylist():
+            text = trimmed[index].as_py()
+            refused.add(f"row {at + index + 1}", text, "NULL" if text is None else "")
+        packed += pack_ids(pc.utf8_slice_codeunits(trimmed.filter(right), -ID_DIGITS).to_pylist())
         at += len(chunk)
-    if spoilt:
-        more = f"\n  … and {spoilt - len(bad):,} more" if spoilt > len(bad) else ""
-        listed = "\n".join(bad)
-        raise InputError(
-            f"CONDITION_IDS_QUERY gives {counted(spoilt, 'row')} of {at:,} whose first column is no condition id; nothing "
-            f"was asked.\n{listed}{more}\nTo repair it: {_REPAIR}, for example by its WHERE"
-        )
+    refused.raise_if_any()
     found = distinct(packed)
     # Sorted, so that the same rows in another order are the same list.
     rows = np.sort(np.frombuffer(packed_bytes(found.packed), dtype=f"S{ID_BYTES}"))
