@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
 
 from payout_pipeline.chunks import partition_key
 from payout_pipeline.ledger import Ledger, SnapshotInfo
-from payout_pipeline.ledger.changes import KINDS
 from payout_pipeline.ledger.checkpoint import checkpoint_name, progress_name
 from payout_pipeline.settings import Settings
+from payout_pipeline.what_changed import WhatChanged, what_changed
 
 _SHOWN = 20
 
@@ -57,10 +56,8 @@ class FetchSummary:
     """How often each vector occurs, like ``[1, 0]/1``; at most 50."""
     failures: list[tuple[str, str]]
     """The first failed and invalid ids, with status and error."""
-    changes: dict[str, int] | None
-    """Ids by kind of change against the former ledger; None where there was none."""
-    changed: list[dict[str, Any]]
-    """The first changes: ``condition_id``, ``change``, ``before``, ``after``."""
+    changes: WhatChanged | None
+    """Against the former ledger; None where there was none."""
     files: list[str]
 
 
@@ -68,19 +65,13 @@ def summarise(settings: Settings, worker: int, ledger: Ledger, info: SnapshotInf
     """The summary of a finished ledger. Raises LedgerError where it is damaged."""
     partitions = [partition_key(number, settings.workers) for number in range(1, settings.workers + 1)]
     others = [Ledger(ledger.store, key).finished() for key in partitions if key != info.partition]
-    changes = ledger.changes()
-    counts = None
-    if changes is not None:
-        tally = {row["values"]: row["counts"] for row in changes["change"].value_counts().to_pylist()}
-        counts = {kind: tally.get(kind, 0) for kind in KINDS}
     return FetchSummary(
         info=info,
         stats=FetchStats.of(info),
         ids_of_all_partitions=info.ids + sum(other.ids for other in others if other is not None),
         shapes=ledger.shapes(),
         failures=[(i, f"{status}: {error}") for i, status, error in ledger.failures(_SHOWN)],
-        changes=counts,
-        changed=[] if changes is None else changes.slice(0, _SHOWN).to_pylist(),
+        changes=what_changed(ledger.store, [info.partition]),
         files=[
             ledger.place,
             ledger.store.describe(checkpoint_name(worker)),

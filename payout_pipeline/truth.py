@@ -14,6 +14,7 @@ from payout_pipeline.logs import forwarded_to
 from payout_pipeline.settings import Settings
 from payout_pipeline.storage import open_store
 from payout_pipeline.warehouse.client import Warehouse
+from payout_pipeline.what_changed import WhatChanged, what_changed
 
 if TYPE_CHECKING:
     from logging import Logger
@@ -26,6 +27,7 @@ class TruthSummary:
     view: str
     rows_after: int
     workers: list[dict[str, Any]]
+    changes: WhatChanged | None
     seconds: float
     sql: str
 
@@ -51,7 +53,10 @@ def rebuild_truth(settings: Settings, *, log: Logger, run_id: str = "") -> Truth
         sql = rebuild_view(session, settings)
         rows_after = int(view_conditions(session, settings).get("view_rows", 0))
     log.info(f"{settings.truth_view} rebuilt: {rows_after:,} rows")
-    return TruthSummary(settings.truth_view, rows_after, workers, time.monotonic() - started, sql)
+    changes = what_changed(settings.runtime_dir, [row["worker"] for row in workers])
+    if changes is not None:
+        log.info(f"since the ledgers before: {changes.sentence}")
+    return TruthSummary(settings.truth_view, rows_after, workers, changes, time.monotonic() - started, sql)
 
 
 def require_all_workers(settings: Settings) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from payout_pipeline.ingest import IngestSummary
     from payout_pipeline.take_ids import TakeSummary
     from payout_pipeline.truth import TruthSummary
+    from payout_pipeline.what_changed import WhatChanged
 
 Metadata = Mapping[str, Any]
 
@@ -114,7 +115,7 @@ def fetch_metadata(summary: FetchSummary) -> Metadata:
         "failed_ids": _table([{"condition_id": i, "error": scrub(error)} for i, error in summary.failures])
         if summary.failures
         else "none",
-        **_changes(summary),
+        **_changes(summary.changes),
         **({"resolution_times_left_out": stats.odd_times} if stats.odd_times else {}),
         "fingerprint": info.fingerprint,
         "input_sha256": stats.input_sha256,
@@ -123,16 +124,17 @@ def fetch_metadata(summary: FetchSummary) -> Metadata:
     }
 
 
-def _changes(summary: FetchSummary) -> Metadata:
-    """Against the former ledger, where there was one."""
-    if summary.changes is None:
+def _changes(changes: WhatChanged | None) -> Metadata:
+    """Against the former ledgers, where there were any."""
+    if changes is None:
         return {"changes": "none: there was no finished ledger before"}
     return {
-        "newly_resolved": summary.changes["newly_resolved"],
-        "vectors_changed": summary.changes["vector_changed"],
-        "became_absent": summary.changes["became_absent"],
-        "no_longer_resolved": summary.changes["no_longer_resolved"],
-        "changes": _table([dict(row) for row in summary.changed]) if summary.changed else "none",
+        "newly_resolved": changes.counts["newly_resolved"],
+        "vectors_changed": changes.counts["vector_changed"],
+        "became_absent": changes.counts["became_absent"],
+        "no_longer_resolved": changes.counts["no_longer_resolved"],
+        "changes": _table([dict(row) for row in changes.first]) if changes.first else "none",
+        "all_changes": dg.MetadataValue.md("\n".join(f"- {_code(path)}" for path in changes.files)),
     }
 
 
@@ -161,6 +163,7 @@ def truth_metadata(summary: TruthSummary) -> Metadata:
         "dagster/table_name": summary.view,
         "rows_after": summary.rows_after,
         "workers": _table(summary.workers),
+        **_changes(summary.changes),
         "seconds": dg.MetadataValue.float(float(round(summary.seconds, 3))),
         "sql": dg.MetadataValue.md(f"```sql\n{summary.sql}\n```"),
     }

@@ -48,9 +48,14 @@ class Ledger:
         return self.store.describe(self.key(files.SNAPSHOT))
 
     @property
+    def changes_file(self) -> str:
+        """Where all changes of the finished snapshot against the one before it are, for people."""
+        return self.store.describe(self.key(files.CHANGES))
+
+    @property
     def repair(self) -> str:
         """The command that makes the snapshot anew."""
-        return f"dagster asset materialize --select goldsky_payouts --partition {self.partition}"
+        return f"dagster asset materialize -m payout_pipeline.definitions --select goldsky_payouts --partition {self.partition}"
 
     # -- reading
 

@@ -29,6 +29,9 @@ def as_json(report: Report) -> dict[str, Any]:
         "target_table": report.target_table,
         "truth_view": report.truth_view,
         "endpoint": report.endpoint,
+        "changes": None
+        if report.changes is None
+        else {**report.changes.counts, "first": report.changes.first, "files": report.changes.files},
         "causes": [_cause(cause) for cause in report.causes],
         "checks": [_status(status, report.made_at) for status in report.worst_first],
     }

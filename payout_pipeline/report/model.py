@@ -14,6 +14,7 @@ from payout_pipeline.chunks import Worklist, read_worklist
 from payout_pipeline.report.causes import Cause, failure_of_run, find_causes
 from payout_pipeline.scrub import scrub
 from payout_pipeline.settings import Settings
+from payout_pipeline.what_changed import WhatChanged, what_changed
 from payout_pipeline.words import counted
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class Report:
     endpoint: str
     statuses: tuple[CheckStatus, ...]
     causes: tuple[Cause, ...] = ()
+    changes: WhatChanged | None = None
 
     @cached_property
     def counts(self) -> Counter[State]:
@@ -117,6 +119,7 @@ def build_report(
         endpoint=scrub(settings.goldsky_endpoint.split("?", 1)[0]),
         statuses=statuses,
         causes=tuple(find_causes(statuses, lambda run_id: failure_of_run(instance, run_id))),
+        changes=what_changed(settings.runtime_dir, [worker.key for worker in worklist.workers]),
     )
 
 

@@ -52,6 +52,8 @@ def _head(report: Report) -> RenderableType:
             f"table {report.target_table}, view {report.truth_view}"
         ),
     ]
+    if report.changes is not None:
+        lines.append(f"since the ledgers before: {report.changes.sentence}")
     if report.age is not None:
         lines.append(f"the oldest result is {duration(report.age)} old")
     return Panel("\n".join(lines), title="Success report", border_style="red" if report.exit_code else "green")
