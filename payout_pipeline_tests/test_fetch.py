@@ -121,7 +121,8 @@ def test_what_changed_since_the_former_ledger_is_counted_and_shown(case: Inline)
     third = case.fetch()
 
     counts = {"newly_resolved": 0, "vector_changed": 1, "became_absent": 0, "no_longer_resolved": 1}
-    assert second.changes is not None and third.changes is not None
+    assert second.changes is not None
+    assert third.changes is not None
     assert second.changes.counts == counts
     assert third.changes.counts == counts | {"newly_resolved": 1, "no_longer_resolved": 0}
     assert {row["condition_id"]: (row["before"], row["after"]) for row in second.changes.first} == {
