@@ -40,7 +40,7 @@ def worker(context: dg.OpExecutionContext, pipeline: PipelineResource, partition
 
 
 @dg.op(description="The view and its checks, once every worker is in.")
-def truth_view(context: dg.OpExecutionContext, partitions: list[str]) -> None:
+def view_and_checks(context: dg.OpExecutionContext, partitions: list[str]) -> None:
     """Rebuild the view."""
     context.log.info(f"{len(partitions)} workers are in")
     _run(context, VIEW_JOB)
@@ -49,7 +49,7 @@ def truth_view(context: dg.OpExecutionContext, partitions: list[str]) -> None:
 @dg.job(name=REFRESH_JOB, description="The list of ids, every worker, the view and its checks, one after the other.")
 def refresh_job() -> None:
     """What `daily_refresh` runs, and `dagster job execute -m payout_pipeline.definitions -j daily_refresh` without a daemon."""
-    truth_view(list_of_ids().map(worker).collect())
+    view_and_checks(list_of_ids().map(worker).collect())
 
 
 def _run(
