@@ -7,6 +7,7 @@ from typing import Any
 
 import dagster as dg
 
+from payout_pipeline.alert_sensors import alerts_sensor
 from payout_pipeline.assets.condition_ids import condition_ids_asset
 from payout_pipeline.assets.goldsky_payouts import goldsky_payouts_asset
 from payout_pipeline.assets.resolutions_external_ingest import resolutions_external_ingest_asset
@@ -40,6 +41,7 @@ def build_defs(settings: Settings | None = None, resource_overrides: Mapping[str
         asset_checks=build_checks(partitions, settings),
         jobs=[*([ids_job()] if of_a_query else []), worker_job(), view_job(), verify, refresh_job],  # type: ignore[list-item]
         schedules=[daily_refresh(refresh_job), daily_verify(verify)],
+        sensors=[alerts_sensor()],
         resources={"pipeline": pipeline_from_environment(), **(resource_overrides or {})},
         # One process a run: a process a step costs seconds each and buys nothing, as the steps follow one another.
         executor=dg.in_process_executor,

@@ -17,6 +17,9 @@ from payout_pipeline.chunks import partition_key
 from payout_pipeline.dagster_home import REPOSITORY_TAGS
 from payout_pipeline.resources import PipelineResource
 
+#: Marks a refresh that failed because one of its runs did, which speaks for itself.
+FAILED_BELOW = "FailedBelow"
+
 
 @dg.op(
     out=dg.DynamicOut(str), description="The list of ids, where it comes from a query; then a worker for each chunk."
@@ -66,6 +69,7 @@ def _run(
     if not result.success:
         raise dg.Failure(
             f"{partition or job} failed: run {result.run_id}. `payout-pipeline report` says why, and what to do.",
+            metadata={"kind": FAILED_BELOW},
             allow_retries=False,
         )
     context.log.info(f"{partition or job} is done: run {result.run_id}")

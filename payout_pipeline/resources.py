@@ -21,6 +21,7 @@ class PipelineResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     clickhouse_user: str | None = None
     clickhouse_password: str | None = None
     limiter_url: str | None = None
+    alert_webhook: str | None = None
 
     def settings(self) -> Settings:
         """The validated settings of this run; raises ConfigurationError naming every variable that is wrong."""
@@ -41,4 +42,5 @@ def pipeline_from_environment() -> PipelineResource:
         clickhouse_user=secret("CLICKHOUSE_USER"),
         clickhouse_password=secret("CLICKHOUSE_PASSWORD"),
         limiter_url=secret("PAYOUT_LIMITER_URL"),
+        alert_webhook=secret("PAYOUT_ALERT_WEBHOOK"),
     )

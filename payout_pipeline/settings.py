@@ -39,6 +39,7 @@ PUBLIC_ENDPOINT = (
 GUIDE_SHARE = Fraction(120_000, 170_448)
 MAX_WORKERS = 99
 MAX_BATCH_SIZE = 1000  # graph-node's own limit of `first`
+_SHORTEST_PART = 12  # a shorter part of a webhook's URL, such as /hook, is no credential and occurs elsewhere
 
 
 class RateLimit(BaseModel):
@@ -179,6 +180,7 @@ class Settings(BaseModel):
     pnl_view: str = "cascadian_clean.vw_wallet_pnl_settled"
 
     limiter_url: SecretStr | None = None
+    alert_webhook: SecretStr | None = None
     debug: bool = False
 
     @field_validator("condition_ids_query")
@@ -223,6 +225,21 @@ class Settings(BaseModel):
                 raise ValueError("CONDITION_IDS_QUERY is set, but GOLDSKY_MODE=scan asks for no ids; unset one of them")
         return self
 
+    @field_validator("alert_webhook")
+    @classmethod
+    def _alert_webhook(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
+        url = value.get_secret_value().strip()  # a secret from a file often ends with a newline
+        try:
+            parts = urlsplit(url)
+            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # whose message would show a part of the URL
+            usable = False
+        if not usable:
+            raise ValueError("expected an http(s) URL that takes JSON, such as one of Slack's incoming webhooks")
+        return SecretStr(url)
+
     def model_post_init(self, _context: Any) -> None:
         """Register the secrets, so that nothing that is printed from now on can carry them."""
         for secret in (self.goldsky_api_token, self.clickhouse_password, self.limiter_url):
@@ -230,8 +247,20 @@ class Settings(BaseModel):
                 register_secret(secret.get_secret_value())
         if self.limiter_url is not None:
             register_secret(urlsplit(self.limiter_url.get_secret_value()).password)
+        if self.alert_webhook is not None:
+            self._register_webhook(self.alert_webhook.get_secret_value())
         if self.clickhouse_host and "://" in self.clickhouse_host:
             register_secret(urlsplit(self.clickhouse_host).password)
+
+    @staticmethod
+    def _register_webhook(url: str) -> None:
+        """All of the URL is a credential: with Slack the path alone is, which a server may echo."""
+        parts = urlsplit(url)
+        register_secret(url)
+        register_secret(parts.password)
+        for part in (parts.path, parts.path.rpartition("/")[2], parts.query):
+            if len(part) >= _SHORTEST_PART:
+                register_secret(part)
 
     @property
     def embedded(self) -> bool:
@@ -261,6 +290,7 @@ _PAYOUT_FIELDS = [
     "market_resolutions_table",
     "pnl_view",
     "limiter_url",
+    "alert_webhook",
     "clickhouse_cluster",
 ]
 VARIABLES: dict[str, str] = {
@@ -280,6 +310,7 @@ _EMPTY_IS_UNSET = {
         "clickhouse_database",
         "clickhouse_secure",
         "limiter_url",
+        "alert_webhook",
         "clickhouse_cluster",
         "debug",
         "condition_ids_query",
@@ -334,6 +365,7 @@ def load_settings(env: Mapping[str, str] | None = None, **overrides: Any) -> Set
                 "goldsky_api_token",
                 "clickhouse_password",
                 "limiter_url",
+                "alert_webhook",
                 "clickhouse_host",
             )
             got = f" (got {excerpt(str(shown), 80)!r})" if shown is not None and not secret else ""

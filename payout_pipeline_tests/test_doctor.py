@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from pydantic import SecretStr
 
 from payout_pipeline.chunks import read_worklist
 from payout_pipeline.commands.doctor import doctor_command
@@ -84,6 +85,15 @@ def test_a_fresh_machine_can_start_and_nothing_is_left_behind(
     assert "10 of 10 ids spread over the list are known there" in text
     assert "embedded: the database and its tables will be made by the first run" in text
     assert len(subgraph.log.entries) == 2 <= MAX_REQUESTS
+
+
+def test_a_webhook_is_mentioned_and_nothing_is_sent_to_it(settings: Settings) -> None:
+    assert not about(examine(settings), "alerts")
+    url = SecretStr("http://127.0.0.1:9/services/canary")  # where nobody listens
+    (finding,) = about(examine(settings.model_copy(update={"alert_webhook": url})), "alerts")
+    assert finding.level == "ok"
+    assert "the sensor `alerts`" in finding.text
+    assert "canary" not in finding.text
 
 
 def test_a_finished_backfill_is_seen_and_left_as_it_is(finished: House, subgraph: SubgraphServer) -> None:  # noqa: F811

@@ -13,7 +13,7 @@ from enum import Enum
 import dagster as dg
 
 from payout_pipeline.checks.basis import BasisReader, why_outdated
-from payout_pipeline.checks.catalogue import FETCHED, STORED, VIEW, VIEW_JOB, WORKER_JOB, CheckInfo, catalogue
+from payout_pipeline.checks.catalogue import FETCHED, IDS_JOB, STORED, VIEW, VIEW_JOB, WORKER_JOB, CheckInfo, catalogue
 from payout_pipeline.checks.records import CheckRecord, load
 from payout_pipeline.chunks import Worklist
 from payout_pipeline.settings import Settings
@@ -129,11 +129,14 @@ class _Reader:
 
 
 def _is_of(run: dg.DagsterRun, asset: str, partition: str | None) -> bool:
-    """Whether the run makes ``asset``: by its selection, or by its job where it has none."""
-    if run.tags.get(PARTITION_TAG) != partition:
-        return False
-    if run.asset_selection:  # empty where the job makes what it always makes
-        return dg.AssetKey(asset) in run.asset_selection
+    """Whether the run makes ``asset`` (of the partition)."""
+    return run.tags.get(PARTITION_TAG) == partition and asset in made_by(run)
+
+
+def made_by(run: dg.DagsterRun) -> tuple[str, ...]:
+    """The assets that the run makes: those of its selection, or what its job always makes. None where it only makes checks."""
+    if run.asset_selection:
+        return tuple(sorted(key.to_user_string() for key in run.asset_selection))
     if run.asset_check_selection:
-        return False
-    return asset in {WORKER_JOB: (FETCHED, STORED), VIEW_JOB: (VIEW,)}.get(run.job_name, ())
+        return ()
+    return {WORKER_JOB: (FETCHED, STORED), VIEW_JOB: (VIEW,), IDS_JOB: ("condition_ids",)}.get(run.job_name, ())

@@ -28,6 +28,9 @@ def examine(settings: Settings, now: Callable[[], datetime] = lambda: datetime.n
     found = look_at_input(settings)
     worklist, findings = found.worklist, found.findings
     findings += runtime_findings(settings, worklist)
+    if settings.alert_webhook is not None:
+        text = "PAYOUT_ALERT_WEBHOOK is set, and nothing is sent to it now; switch on the sensor `alerts` in the UI"
+        findings.append(Finding("alerts", "ok", text))
     latency = None
     if worklist is not None:
         latency, said = ask_goldsky(settings, found.ids, now())

@@ -119,13 +119,18 @@ def _key(status: CheckStatus, failures: dict[str, str]) -> tuple[object, ...]:
     if status.state is State.FAILED:
         repair = status.verdict.repair if status.verdict is not None else ""
         if unanswered := _unanswered(status):
-            return (status.state, _general(_DOING.sub("", unanswered)))
-        return (status.state, status.blocks_success, _general(repair) or status.info.name)
+            return (status.state, general(_DOING.sub("", unanswered)))
+        return (status.state, status.blocks_success, general(repair) or status.info.name)
     if status.state is State.NOT_MADE:
-        return (status.state, _general(failures.get(status.run_id, "") or status.reason))
+        return (status.state, general(failures.get(status.run_id, "") or status.reason))
     if status.state is State.NEVER:
         return (status.state, status.partition is None)
-    return (status.state, _general(status.reason))
+    return (status.state, general(status.reason))
+
+
+def cause_key(status: CheckStatus) -> str:
+    """Equal for failed checks with the same cause, also at another time."""
+    return str(_key(status, {})[-1])
 
 
 def _unanswered(status: CheckStatus) -> str:
@@ -133,14 +138,14 @@ def _unanswered(status: CheckStatus) -> str:
     return status.verdict.description if status.verdict is not None and status.verdict.actual == NO_ANSWER else ""
 
 
-def _general(text: str) -> str:
+def general(text: str) -> str:
     """``text`` without what differs between two workers."""
     return _PARTICULARS.sub("#", text)
 
 
 def distinct(sentences: Sequence[str]) -> list[str]:
     """Of sentences that differ only in workers, ids and numbers, the first."""
-    return list({_general(sentence): sentence for sentence in reversed(sentences)}.values())[::-1]
+    return list({general(sentence): sentence for sentence in reversed(sentences)}.values())[::-1]
 
 
 def _cause(group: list[CheckStatus], below: list[CheckStatus], failures: dict[str, str]) -> Cause:
@@ -176,10 +181,10 @@ def _for_all(repair: str, partitions: Sequence[str]) -> str:
     """The repair of the first worker, for all workers that have the same fault."""
     if len(partitions) < 2:
         return repair
-    return _WORKERS_OPTION.sub(_option(partitions), PARTITION_KEY.sub(", ".join(_few(partitions)), repair))
+    return _WORKERS_OPTION.sub(workers_option(partitions), PARTITION_KEY.sub(", ".join(_few(partitions)), repair))
 
 
-def _option(partitions: Sequence[str]) -> str:
+def workers_option(partitions: Sequence[str]) -> str:
     """`` --workers 1,3``; empty where these are all workers, or none is named."""
     if not partitions or len(partitions) == worker_of_key(partitions[0])[1]:
         return ""
@@ -192,7 +197,7 @@ def _command(cause: Cause) -> str:
         return "Wait for it, then ask for the report again."
     if cause.state is State.OUTDATED and not _NEEDS_A_RUN.search(cause.text):
         return "payout-pipeline verify (makes all checks again)"
-    return f"payout-pipeline backfill{_option(cause.partitions)}"
+    return f"payout-pipeline backfill{workers_option(cause.partitions)}"
 
 
 def _is_root(group: Sequence[CheckStatus]) -> bool:
@@ -217,6 +222,11 @@ def _explains(root: Sequence[CheckStatus], status: CheckStatus) -> bool:
 
 def failure_of_run(instance: dg.DagsterInstance, run_id: str) -> str:
     """Why a run failed, in the words of whatever raised; empty where a check stopped it, or nothing is known."""
+    return fault_of_run(instance, run_id)[1]
+
+
+def fault_of_run(instance: dg.DagsterInstance, run_id: str) -> tuple[str, str]:
+    """The class of the fault by which a run failed, empty where it was none of the pipeline's own, and its message."""
     import dagster as dg
 
     kinds = {dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.RUN_FAILURE, dg.DagsterEventType.RUN_CANCELED}
@@ -225,11 +235,11 @@ def failure_of_run(instance: dg.DagsterInstance, run_id: str) -> str:
     ]
     steps = [event.step_failure_data for event in events if event is not None and event.is_step_failure]
     for data in steps:
-        described = data.user_failure_data.description if data.user_failure_data is not None else None
-        text = described or _innermost(data.error)
+        own = data.user_failure_data
+        text = (own.description if own is not None else None) or _innermost(data.error)
         if text:
-            return scrub(text)
-    return "" if steps else scrub("\n".join(event.message or "" for event in events if event is not None))
+            return str(own.metadata["kind"].value) if own is not None and "kind" in own.metadata else "", scrub(text)
+    return "", "" if steps else scrub("\n".join(event.message or "" for event in events if event is not None))
 
 
 def _innermost(error: Any) -> str:
