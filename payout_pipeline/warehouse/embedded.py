@@ -299,11 +299,6 @@ def close_engine() -> None:
             _close(_engine)
 
 
-def fork_is_safe() -> bool:
-    """Whether a process forked from this one may use an embedded engine; if not, start it by spawn."""
-    return _ever_opened is None and _forked_from is None
-
-
 def _at_exit() -> None:
     with _state:
         if _engine is not None:
