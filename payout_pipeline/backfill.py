@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 _SHARED_MODULES = (
     "clickhouse_connect",
     "gql.transport.aiohttp",
-    "pandas",
     "pyarrow.dataset",
     "pyarrow.parquet",
     "payout_pipeline.definitions",
