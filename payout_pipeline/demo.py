@@ -140,9 +140,9 @@ def _subgraph(conditions: Path, rate_limit: str, latency: float) -> Iterator[str
 
 def _in_child(function: Any, *arguments: Any) -> None:
     """Run ``function`` in a child process: this one must not load the embedded engine before it forks its workers."""
-    from payout_pipeline.worker_pool import fork_context
+    from payout_pipeline.worker_pool import processes
 
-    process = fork_context().Process(target=function, args=arguments)
+    process = processes.Process(target=function, args=arguments)
     process.start()
     process.join()
     if process.exitcode != 0:

@@ -12,7 +12,7 @@ from payout_pipeline.ingest import why_not_todays
 from payout_pipeline.ledger import Ledger
 from payout_pipeline.logs import forwarded_to
 from payout_pipeline.settings import Settings
-from payout_pipeline.storage import open_store
+from payout_pipeline.storage import BACKFILL_RECORD, open_store
 from payout_pipeline.warehouse.client import Warehouse
 from payout_pipeline.what_changed import WhatChanged, what_changed
 
@@ -51,6 +51,7 @@ def rebuild_truth(settings: Settings, *, log: Logger, run_id: str = "") -> Truth
     ):
         remember_before(session, settings)
         sql = rebuild_view(session, settings)
+        open_store(settings.runtime_dir).delete(BACKFILL_RECORD)  # the backfill is over, whatever the checks say
         rows_after = int(view_conditions(session, settings).get("view_rows", 0))
     log.info(f"{settings.truth_view} rebuilt: {rows_after:,} rows")
     changes = what_changed(settings.runtime_dir, [row["worker"] for row in workers])

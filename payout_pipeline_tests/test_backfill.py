@@ -1,16 +1,18 @@
-"""``payout-pipeline backfill`` as a family of processes: what is looked at before the workers, and the view that waits."""
+"""``payout-pipeline backfill``: what is looked at before the workers, and when a backfill is continued or over."""
 
 from __future__ import annotations
 
-import contextlib
-import os
 import signal
 import time
-from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from payout_pipeline_tests.chaos.fixtures import nursery  # noqa: F401
+from payout_pipeline.backfill import _take_up_or_begin
+from payout_pipeline.errors import PayoutPipelineError
+from payout_pipeline.signals import StopRequest
+from payout_pipeline.worker_pool import INTERRUPTED, Outcome, start, wait
+from payout_pipeline_tests.chaos.fixtures import case, nursery  # noqa: F401
 from payout_pipeline_tests.chaos.world import ask_front, world
 
 pytestmark = pytest.mark.xdist_group("chaos")
@@ -45,26 +47,45 @@ def test_f4_a_database_that_is_not_there_ends_the_backfill_with_the_name_of_the_
         assert len(place.server.log) == 0
 
 
-@pytest.mark.skipif(not Path("/proc").exists(), reason="finds the process by /proc")
-@pytest.mark.slow
-def test_b1_the_view_is_rebuilt_although_the_process_that_waited_for_it_was_killed(tmp_path, nursery):  # noqa: F811
-    with world(
-        tmp_path, nursery, ids=600, latency=0.2, GOLDSKY_BATCH_SIZE="50", GOLDSKY_CONCURRENT_REQUESTS="1"
-    ) as place:
-        run = place.start()
-        deadline = time.monotonic() + 60
-        while len(place.server.log) < 4:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        busy = {pid for pid in run.children() if _has_sockets(pid)}
-        waiting = max(set(run.children()) - busy)  # the last one that was forked
-        os.kill(waiting, signal.SIGKILL)
-        place.exits.append(run.wait(90))
-        assert place.exits == [0], run.text()
-        place.assert_right()
+@pytest.mark.parametrize(
+    ("first", "then", "continued"),
+    [
+        (None, None, True),
+        ("unresolved", None, True),
+        ("unresolved", "unresolved", True),
+        (None, "all", False),
+        (None, "unresolved", False),
+        ("unresolved", "all", False),
+    ],
+)
+def test_an_interrupted_backfill_is_continued_unless_another_refetch_is_asked_for(case, first, then, continued):  # noqa: F811
+    begun = _take_up_or_begin(case.settings, first, Console(quiet=True))
+    again = _take_up_or_begin(case.settings, then, Console(quiet=True))
+    assert (again["id"] == begun["id"]) is continued
+    assert again["refetch"] == (then or first or "all")
 
 
-def _has_sockets(pid: int) -> bool:
-    with contextlib.suppress(OSError):
-        return any(str(entry.readlink()).startswith("socket:") for entry in Path(f"/proc/{pid}/fd").iterdir())
-    return False
+def test_a_backfill_is_over_when_the_view_is_built_by_whoever_builds_it(case):  # noqa: F811
+    begun = _take_up_or_begin(case.settings, None, Console(quiet=True))
+    case.backfill()
+    assert not (case.runtime / "backfill.json").exists()
+    assert _take_up_or_begin(case.settings, None, Console(quiet=True))["id"] != begun["id"]
+
+
+def test_what_a_child_says_after_it_was_asked_to_stop_counts_as_interrupted(tmp_path):
+    stop = StopRequest()
+    children = [start(tmp_path, "fails", _fail_when_interrupted), start(tmp_path, "works", _work)]
+    stop_when_started = iter([lambda: None] * 3)
+    outcomes = wait(children, stop, lambda: next(stop_when_started, lambda: stop.request(signal.SIGINT))())
+    assert outcomes == [Outcome("fails", INTERRUPTED), Outcome("works", 0)]
+
+
+def _work() -> None:
+    pass
+
+
+def _fail_when_interrupted() -> None:
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        raise PayoutPipelineError("an internal word for it") from None

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 #: What is wrong with a stored condition. Rows in another spelling are ours, but neither found nor replaced by a load.
 DEFECTS = ("missing", "different", "stale", "conflict", "written otherwise")
 
+_COMPARED = ["condition_id", "status", "payout_numerators", "payout_denominator", "winning_index", "resolved_at"]
+
 
 @dataclass
 class Comparison:
@@ -116,6 +118,8 @@ def stored_equals_fetched(settings: Settings, key: str) -> Verdict:
 
 def compare_stored(session: Session, target: TargetTable, batches: Iterable[pa.RecordBatch]) -> Comparison:
     """Compare ledger rows of all statuses (each id once) with what the table holds of their ids. Reads only."""
+    import pyarrow.compute as pc
+
     sql = statement(
         "checks/stored_equals_fetched",
         target=target.name,
@@ -124,16 +128,57 @@ def compare_stored(session: Session, target: TargetTable, batches: Iterable[pa.R
     )
     found = Comparison(str(target.name), sql=sql)
     for batch in slices(batches):
-        rows = session.rows(sql, doing=f"reading {target.name}", external={"asked": id_batch(batch)})
+        rows = session.arrow(sql, doing=f"reading {target.name}", external={"asked": id_batch(batch)})
+        fetched = batch.select(_COMPARED)
+        found.ids += fetched.num_rows
+        found.resolved += pc.sum(pc.equal(fetched.column("status"), "resolved")).as_py() or 0
+        suspects = _suspects(fetched, rows)
         stored: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        for row in rows:
+        of_suspects = pc.is_in(rows.column("condition_id"), value_set=suspects.column("condition_id"))
+        for row in rows.filter(of_suspects).to_pylist():
             stored[row["condition_id"]].append(row)
-        columns = ["condition_id", "status", "payout_numerators", "payout_denominator", "winning_index", "resolved_at"]
-        for fetched in batch.select(columns).to_pylist():
-            found.ids += 1
-            found.resolved += fetched["status"] == "resolved"
-            _compare(found, target, fetched, stored.get(fetched["condition_id"], []))
+        for one in suspects.to_pylist():
+            _compare(found, target, one, stored.get(one["condition_id"], []))
     return found
+
+
+def _suspects(fetched: pa.RecordBatch, rows: pa.Table) -> pa.RecordBatch:
+    """The ledger rows that are not stored as they are for certain, column by column; these are compared one by one."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    ids = rows.column("condition_id").combine_chunks()  # in their order
+    several = ids.slice(1).filter(pc.equal(ids.slice(1), ids.slice(0, max(len(ids) - 1, 0))))
+    ours = rows.filter(pc.and_(pc.equal(rows.column("source"), SOURCE), pc.equal(rows.column("written"), ids)))
+    ours = ours.filter(pc.invert(pc.is_in(ours.column("condition_id"), value_set=several)))
+    numerators = pc.binary_join(fetched.column("payout_numerators").cast(pa.list_(pa.string())), ",")
+    seconds = fetched.column("resolved_at").cast(pa.timestamp("s", "UTC")).cast(pa.int64())
+    stored = _text(
+        *(ours.column(name) for name in ("condition_id", "numerators", "denominator", "winning_index", "resolved_at"))
+    )
+    same = pc.is_in(
+        _text(
+            fetched.column("condition_id"),
+            pc.binary_join_element_wise("[", numerators, "]", ""),
+            fetched.column("payout_denominator"),
+            fetched.column("winning_index"),
+            pc.fill_null(seconds, 0),
+        ),
+        value_set=stored,
+    )
+    resolved = pc.equal(fetched.column("status"), "resolved")
+    return fetched.filter(
+        pc.if_else(resolved, pc.invert(same), pc.is_in(fetched.column("condition_id"), value_set=ids))
+    )
+
+
+def _text(*columns: Any) -> Any:
+    """One text for each row; NULL where a column is."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    joined = pc.binary_join_element_wise(*(column.cast(pa.string()) for column in columns), " ")
+    return joined.combine_chunks() if isinstance(joined, pa.ChunkedArray) else joined
 
 
 def _compare(found: Comparison, target: TargetTable, fetched: dict[str, Any], rows: list[dict[str, Any]]) -> None:

@@ -179,6 +179,13 @@ def _open(path: Path, purpose: str, deadline: float, opener: Opener) -> Engine:
             f"the directory of the embedded database cannot be made: {path}: {error.strerror}.\n"
             "To repair it: make the runtime directory writable, or set PAYOUT_RUNTIME_DIR to one that is."
         ) from error
+    try:
+        import chdb  # noqa: F401 - loading it takes a while, so not within the turn
+    except ImportError as error:
+        raise ConfigurationError(
+            "the embedded ClickHouse is not installed (chdb), and CLICKHOUSE_HOST is not set.\n"
+            "To repair it: pip install 'payout-pipeline[embedded]', or set CLICKHOUSE_HOST."
+        ) from error
     fd = _take_turn(path, purpose, deadline)
     try:
         grace = min(deadline, time.monotonic() + _FOREIGN_GRACE_SECONDS)
@@ -186,11 +193,6 @@ def _open(path: Path, purpose: str, deadline: float, opener: Opener) -> Engine:
             try:
                 client = opener(str(path))
                 break
-            except ImportError as error:
-                raise ConfigurationError(
-                    "the embedded ClickHouse is not installed (chdb), and CLICKHOUSE_HOST is not set.\n"
-                    "To repair it: pip install 'payout-pipeline[embedded]', or set CLICKHOUSE_HOST."
-                ) from error
             except Exception as error:
                 if "EmbeddedServer" in str(error) and time.monotonic() < grace:
                     time.sleep(0.1)
@@ -297,11 +299,6 @@ def close_engine() -> None:
     with _state:
         if _engine is not None and _engine.users == 0:
             _close(_engine)
-
-
-def fork_is_safe() -> bool:
-    """Whether a process forked from this one may use an embedded engine; if not, start it by spawn."""
-    return _ever_opened is None and _forked_from is None
 
 
 def _at_exit() -> None:
