@@ -25,6 +25,8 @@ from payout_pipeline.worker_pool import INTERRUPTED, Outcome, start, wait
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from payout_pipeline.storage import Store
+
 #: What a run imports on its way: loaded once in the parent, shared by the forked children. Not chdb, whose library starts
 #: threads when it is loaded: a fork must not happen beside them.
 _SHARED_MODULES = (
@@ -54,8 +56,10 @@ def run_backfill(
 
     started = time.monotonic()
     ensure_dagster_home()
-    open_store(settings.runtime_dir).check_writable()
-    read_worklist(settings)
+    store = open_store(settings.runtime_dir)
+    store.check_writable()
+    if not settings.condition_ids_query:
+        read_worklist(settings)
     console = make_console()
     chosen = list(workers or range(1, settings.workers + 1))
     console.print(
@@ -67,7 +71,7 @@ def run_backfill(
         looking = start(logs, "the target table", prepare_target, settings=settings, log=logging.getLogger(__name__))
         import dagster as dg
 
-        from payout_pipeline.checks.catalogue import VIEW_JOB, WORKER_JOB
+        from payout_pipeline.checks.catalogue import IDS_JOB, VIEW_JOB, WORKER_JOB
         from payout_pipeline.report import build_report, render
 
         _import_and_initialise()
@@ -76,6 +80,11 @@ def run_backfill(
             _say(console, outcomes)
             return outcomes[0].exit_code
         remember_prepared(settings)
+        if not stop.requested and _wants_a_list(settings, store, workers, refetch):
+            outcomes = wait([start(logs, "condition_ids", _run, job=IDS_JOB)], stop)
+            _say(console, outcomes)
+            if not stop.requested and outcomes[0].exit_code:
+                return outcomes[0].exit_code
         if not stop.requested:
             record = _take_up_or_begin(settings, refetch, console)
             config: dict[str, Any] = {"goldsky_payouts": {"config": {"refetch": record["refetch"]}}}
@@ -103,6 +112,36 @@ def run_backfill(
         report = build_report(settings, instance)
     render(report, console)
     return 1 if any(outcome.exit_code for outcome in outcomes) else report.exit_code
+
+
+def _wants_a_list(settings: Settings, store: Store, workers: Sequence[int], refetch: str | None) -> bool:
+    """Whether the query is to be run: for a new backfill, or the first one of some workers only.
+
+    A backfill that is continued keeps its list; one that ``refetch`` puts an end to does not.
+    """
+    from payout_pipeline.condition_ids import todays_list
+    from payout_pipeline.errors import InputError
+    from payout_pipeline.storage import BACKFILL_RECORD
+
+    if not settings.condition_ids_query:
+        return False
+    try:
+        todays_list(settings)
+    except InputError:
+        return True
+    if refetch is not None and _option_of(store) != refetch:
+        store.delete(BACKFILL_RECORD)
+    return not workers and not store.exists(BACKFILL_RECORD)
+
+
+def _option_of(store: Store) -> str | None:
+    """The ``--refetch`` by which the backfill that is to be continued was begun; None where there is none."""
+    from payout_pipeline.storage import BACKFILL_RECORD
+
+    try:
+        return str(json.loads(store.read(BACKFILL_RECORD))["option"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _import_and_initialise() -> None:

@@ -265,6 +265,30 @@ def test_a_refresh_waits_for_a_backfill_by_hand_and_keeps_its_list(
     assert desk.view() == desk.truth()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_backfill_command_takes_the_list_and_a_backfill_that_is_continued_keeps_it(
+    tmp_path: Path, messages: tuple[str, list[str]]
+) -> None:
+    desk = Desk(tmp_path, messages[0])
+    desk.trade(*range(1, 11))
+    desk.resolve(WON, 1, 2, 3)
+    desk.write_conditions()
+    failed = desk.place.run("backfill")  # no subgraph
+    assert failed.returncode == 1
+    assert "The view was not rebuilt" in failed.stdout
+    desk.trade(11)
+    desk.resolve(WON, 11)
+    desk.write_conditions()
+    with SubgraphServer(SubgraphConfig(conditions=desk.conditions, port=desk.port)):
+        continued = desk.place.run("backfill")
+        assert (continued.returncode, sorted(desk.view())) == (0, [f"{n:064x}" for n in (1, 2, 3)]), continued.stdout
+        assert "Continuing the backfill" in continued.stdout
+
+        anew = desk.place.run("backfill")
+    assert (anew.returncode, desk.view()) == (0, desk.truth()), anew.stdout
+
+
 def test_what_starts_by_itself_is_off_and_the_refresh_runs_everything_in_order() -> None:
     defs = build_defs(load_settings({"CONDITION_IDS_QUERY": "SELECT 1"}))
     schedules = {schedule.name: schedule for schedule in defs.schedules or ()}

@@ -45,6 +45,8 @@ def _head(report: Report) -> RenderableType:
     from rich.panel import Panel
 
     ids = "all resolved conditions" if report.worklist.ids is None else counted(report.worklist.ids, "id")
+    if report.worklist.ids == 0:
+        ids += " (nothing is missing)"
     lines = [
         f"[bold]{escape(report.headline)}[/]",
         escape(
