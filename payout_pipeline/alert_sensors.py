@@ -22,7 +22,17 @@ from payout_pipeline.errors import PayoutPipelineError, head_and_repair
 from payout_pipeline.faults import reported_to_dagster
 from payout_pipeline.logs import forwarded_to
 from payout_pipeline.refresh import FAILED_BELOW
-from payout_pipeline.report.causes import Cause, cause_key, distinct, fault_of_run, find_causes, general, workers_option
+from payout_pipeline.report.causes import (
+    Cause,
+    cause_key,
+    distinct,
+    fault_of_run,
+    find_causes,
+    for_all,
+    general,
+    split_repair,
+    workers_option,
+)
 from payout_pipeline.resources import PipelineResource
 from payout_pipeline.settings import Settings
 from payout_pipeline.verdict import NO_ANSWER
@@ -34,6 +44,7 @@ REFRESH_WITHIN = timedelta(hours=36)
 _REFRESH, _NO_REFRESH = "the refresh", "no refresh"
 _CHECKS = "the checks"  # what a run makes that makes no asset
 _OURS = {"condition_ids", *ASSETS, _CHECKS, REFRESH_JOB}
+_CANCELLED = (dg.DagsterRunStatus.CANCELED, dg.DagsterRunStatus.CANCELING)
 _RUNS_LOOKED_AT = 500
 _NAMED = 16
 _SENTENCES = 5
@@ -128,10 +139,7 @@ def _runs(instance: dg.DagsterInstance, keys: set[str]) -> tuple[list[_FailedRun
     for record in instance.get_run_records(limit=_RUNS_LOOKED_AT):  # the latest first
         run = record.dagster_run
         partition = run.tags.get(PARTITION_TAG)
-        if run.status in (dg.DagsterRunStatus.CANCELED, dg.DagsterRunStatus.CANCELING) or partition not in {
-            None,
-            *keys,
-        }:
+        if run.status in _CANCELLED or (partition is not None and partition not in keys):
             continue
         other = _CHECKS if run.asset_check_selection or run.job_name == VERIFY_JOB else run.job_name
         for name in made_by(run) or (other,):
@@ -165,27 +173,23 @@ def _of_runs(failed: Sequence[_FailedRun]) -> Iterator[Trouble]:
     for one in failed:
         groups.setdefault(one.kind or general(head_and_repair(one.text)[0]), []).append(one)
     for cause, group in groups.items():
-        said = [head_and_repair(one.text) for one in group]
+        said = [split_repair(one.text) for one in group]
+        workers = [one.partition for one in group if one.partition is not None]
+        repair = for_all(next((repair for _, repair in said if repair), ""), workers)
+        otherwise = f"payout-pipeline backfill{workers_option(workers)}"
         key = f"run {cause}"
         yield Trouble(
             key,
-            _runs_title(group),
+            _runs_title(group, workers),
             min(one.at for one in group),
             distinct([head for head, _ in said])[:_SENTENCES],
-            next((repair for _, repair in said if repair), _command(group)),
+            repair or ("payout-pipeline verify" if all(one.made == (_CHECKS,) for one in group) else otherwise),
             {item: Sign(topic=key, event=one.run_id) for one in group for item in one.items},
         )
 
 
-def _command(group: Sequence[_FailedRun]) -> str:
-    if all(one.made == (_CHECKS,) for one in group):
-        return "payout-pipeline verify"
-    return f"payout-pipeline backfill{workers_option([one.partition for one in group if one.partition is not None])}"
-
-
-def _runs_title(group: Sequence[_FailedRun]) -> str:
+def _runs_title(group: Sequence[_FailedRun], workers: Sequence[str]) -> str:
     made = ", ".join(dict.fromkeys(name for one in group for name in one.made))
-    workers = [one.partition for one in group if one.partition is not None]
     if not workers:
         return f"run of {made}"
     named = ", ".join(workers) if len(workers) <= _NAMED else f"{len(workers)} workers"

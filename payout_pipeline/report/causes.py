@@ -155,7 +155,7 @@ def _cause(group: list[CheckStatus], below: list[CheckStatus], failures: dict[st
         repair = first.verdict.repair.removeprefix("To repair it: ") if first.verdict is not None else ""
         text = _unanswered(first) if len(group) > 1 else ""
     elif first.state is State.NOT_MADE:
-        text, repair = _split(failures.get(first.run_id, "") or first.reason)
+        text, repair = split_repair(failures.get(first.run_id, "") or first.reason)
     else:
         text = first.reason
     further = {failures.get(s.run_id, ""): s.info.asset for s in below if s.state is State.NOT_MADE}
@@ -166,18 +166,22 @@ def _cause(group: list[CheckStatus], below: list[CheckStatus], failures: dict[st
         text,
         "",
         tuple(below),
-        tuple(f"{asset}: {_split(said)[0]}" for said, asset in further.items() if said and _split(said)[0] != text),
+        tuple(
+            f"{asset}: {split_repair(said)[0]}"
+            for said, asset in further.items()
+            if said and split_repair(said)[0] != text
+        ),
     )
-    return replace(cause, repair=_for_all(repair, cause.partitions) or _command(cause))
+    return replace(cause, repair=for_all(repair, cause.partitions) or _command(cause))
 
 
-def _split(text: str) -> tuple[str, str]:
+def split_repair(text: str) -> tuple[str, str]:
     """A fault's message and its repair."""
     match = _REPAIR.search(text)
     return (text[: match.start()], text[match.end() :]) if match else (text, "")
 
 
-def _for_all(repair: str, partitions: Sequence[str]) -> str:
+def for_all(repair: str, partitions: Sequence[str]) -> str:
     """The repair of the first worker, for all workers that have the same fault."""
     if len(partitions) < 2:
         return repair
