@@ -58,7 +58,7 @@ def shared_server(data: GeneratedData) -> Iterator[SubgraphServer]:
 @pytest.fixture
 def server(shared_server: SubgraphServer) -> SubgraphServer:
     shared_server.faults.clear()
-    shared_server.faults.dice.seed(0)
+    shared_server.faults.random.seed(0)
     shared_server.log.clear()
     shared_server.configure(rate_limit=None, latency=0.0, token=None, retry_after="seconds")
     return shared_server

@@ -132,7 +132,7 @@ def test_a_database_that_is_away_is_said_and_comes_back(node: GraphNode) -> None
         assert _until(lambda: query(node.url("positions"), text)).get("errors") == [
             {"message": "Store error: database unavailable"}
         ]
-    expected = {"data": {"conditions": [{"id": cid(n)} for n in (8, 9, 10)]}}
+    expected = {"data": {"conditions": [{"id": cid(n)} for n in (7, 8, 9)]}}
     assert _until(lambda: query(node.url("positions"), text), lambda body: body == expected) == expected
 
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from payout_pipeline.errors import ConfigurationError
 from payout_pipeline.subgraph.engine import DEPLOYMENT
-from payout_pipeline.subgraph.faults import KINDS, FaultBoard
+from payout_pipeline.subgraph.faults import KINDS, Faults
 from payout_pipeline.subgraph.log import LoggedRequest, max_in_window
 from payout_pipeline.subgraph.server import SubgraphConfig, SubgraphServer
 from payout_pipeline.subgraph.store import ConditionRow, ConditionStore
@@ -450,18 +450,20 @@ def test_a_fault_strikes_only_the_requests_and_fields_that_it_is_for(server: Sub
     assert [entry.faults for entry in server.log.entries] == [(), (), ("status",), ()]
 
 
-def test_the_dice_of_faults_repeat_with_their_seed() -> None:
+def test_faults_with_a_probability_repeat_with_their_seed() -> None:
     def struck(seed: int) -> list[bool]:
-        board = FaultBoard(seed)
-        board.add("status", probability=0.2)
+        faults = Faults(seed)
+        faults.add("status", probability=0.2)
         request = LoggedRequest(1)
-        return [bool(board.judge(request, [])) for _ in range(1000)]
+        return [bool(faults.striking(request, [])) for _ in range(1000)]
 
     assert struck(7) == struck(7) != struck(8)
     assert 140 < sum(struck(7)) < 260
 
 
-def test_faults_that_spoil_add_up_and_the_first_that_ends_wins(server: SubgraphServer, client: Client) -> None:
+def test_changes_of_an_answer_add_up_and_of_what_replaces_it_the_first_is_sent(
+    server: SubgraphServer, client: Client
+) -> None:
     server.faults.add("duplicate_id")
     server.faults.add("extra_id")
     assert answered(client) == [WANTED[0], *WANTED, cid(0)]

@@ -47,10 +47,10 @@ from typing import Any
 from payout_pipeline.errors import ConfigurationError
 from payout_pipeline.subgraph.log import LoggedRequest
 
-#: Those that take or cut the whole answer.
-ENDS = ("status", "body", "errors", "statement_timeout", "poison", "hang", "drop", "reset", "outage")
+#: Those that take the place of the answer, or cut it off.
+REPLACES = ("status", "body", "errors", "statement_timeout", "poison", "hang", "drop", "reset", "outage")
 OF_ROWS = ("foreign_id", "extra_id", "duplicate_id", "upper_case_id", "malformed_id", "omit_id", "page_cap", "raw")
-KINDS = (*ENDS, *OF_ROWS, "missing_alias", "slow", "stale_head", "indexing_errors", "failed", "deployment")
+KINDS = (*REPLACES, *OF_ROWS, "missing_alias", "slow", "stale_head", "indexing_errors", "failed", "deployment")
 
 
 @dataclass(slots=True)
@@ -66,7 +66,7 @@ class Fault:
     struck: int = 0
     until: float = 0.0  # monotonic seconds at which an outage ends
 
-    def strikes(self, request: LoggedRequest, ids: Sequence[str], dice: random.Random) -> bool:
+    def strikes(self, request: LoggedRequest, ids: Sequence[str], chance: random.Random) -> bool:
         """Whether it does something to a request that names these ids."""
         if self.times is not None and self.struck >= self.times:
             return False
@@ -80,14 +80,14 @@ class Fault:
             return False
         if self.kind == "poison" and set(ids).isdisjoint(self.options["ids"]):
             return False
-        return self.probability >= 1.0 or dice.random() < self.probability
+        return self.probability >= 1.0 or chance.random() < self.probability
 
 
-class FaultBoard:
+class Faults:
     """The faults that are on. May be changed from another thread while the server runs."""
 
     def __init__(self, seed: int = 0) -> None:
-        self.dice = random.Random(seed)
+        self.random = random.Random(seed)
         self._faults: list[Fault] = []
 
     def add(self, kind: str, *, requests: Iterable[int] | None = None, **options: Any) -> Fault:
@@ -107,15 +107,15 @@ class FaultBoard:
         """Switches everything off."""
         self._faults = []
 
-    def judge(self, request: LoggedRequest, ids: Sequence[str]) -> list[Fault]:
-        """The faults that strike a request; of those that take or cut the whole answer at most one, the first."""
+    def striking(self, request: LoggedRequest, ids: Sequence[str]) -> list[Fault]:
+        """The faults that strike a request; of those that take the answer's place at most one, the first."""
         if lasting := [fault for fault in self._faults if time.monotonic() < fault.until]:
             lasting[0].struck += 1
             return lasting[:1]
         struck: list[Fault] = []
         for fault in self._faults:
-            taken = fault.kind in ENDS and any(other.kind in ENDS for other in struck)
-            if not taken and fault.strikes(request, ids, self.dice):
+            taken = fault.kind in REPLACES and any(other.kind in REPLACES for other in struck)
+            if not taken and fault.strikes(request, ids, self.random):
                 fault.struck += 1
                 struck.append(fault)
                 if fault.kind == "outage":

@@ -16,12 +16,11 @@ from aiohttp import web
 from payout_pipeline.errors import ConfigurationError
 from payout_pipeline.settings import RateLimit
 from payout_pipeline.subgraph.chain import Chain
+from payout_pipeline.subgraph.effects import altered, fail, json_response, status_page
 from payout_pipeline.subgraph.engine import Answer, Engine, error_body
-from payout_pipeline.subgraph.failing import fail, json_response, status_page
-from payout_pipeline.subgraph.faults import ENDS, FaultBoard
+from payout_pipeline.subgraph.faults import REPLACES, Faults
 from payout_pipeline.subgraph.log import LoggedRequest, RequestLog
 from payout_pipeline.subgraph.schema import SchemaName
-from payout_pipeline.subgraph.spoiling import spoil
 from payout_pipeline.subgraph.store import ConditionStore
 
 NAME, VERSION = "positions", "0.0.7"
@@ -80,7 +79,7 @@ class Service:
 
     def __init__(self, config: SubgraphConfig) -> None:
         self.engine = config.engine()
-        self.faults = FaultBoard(config.seed)
+        self.faults = Faults(config.seed)
         self.log = RequestLog()
         self._limit: RateLimit | None = None
         self._admitted: deque[float] = deque()
@@ -135,9 +134,10 @@ class Service:
         wait = self._seconds_until_admitted(entry.arrived)
         body = await request.read()
         try:
-            answer = self._answered(body)
+            text, variables = _read(body)
         except (ValueError, KeyError, TypeError) as error:
             return json_response({"error": f"GraphQL server error (client error): {error!r}"}, status=400)
+        answer = self.engine.answer(text, variables)
         ids = answer.ids
         entry.operation, entry.aliases, entry.id_count = answer.operation, len(answer.asked), len(ids)
         entry.ids = tuple(ids) if config.log_ids else ()
@@ -152,25 +152,17 @@ class Service:
             return json_response({"message": "Unauthorized"}, status=401)
         if config.max_aliases is not None and entry.aliases > config.max_aliases:
             return None
-        struck = self.faults.judge(entry, ids)
+        struck = self.faults.striking(entry, ids)
         entry.faults = tuple(fault.kind for fault in struck)
         delay = sum(fault.options.get("seconds", 1.0) for fault in struck if fault.kind == "slow")
-        jitter = config.jitter * (2 * self.faults.dice.random() - 1) if config.jitter else 0.0
+        jitter = config.jitter * (2 * self.faults.random.random() - 1) if config.jitter else 0.0
         await asyncio.sleep(max(0.0, config.latency + delay + jitter))
-        payload = spoil(self._limited(answer), answer.asked, struck)
-        if ending := [fault for fault in struck if fault.kind in ENDS]:
-            return await fail(ending[0], request, payload, answer.asked)
+        payload = altered(self._limited(answer), answer.asked, struck)
+        if replacing := [fault for fault in struck if fault.kind in REPLACES]:
+            return await fail(replacing[0], request, payload, answer.asked)
         data = payload.get("data") or {}
         entry.rows = sum(len(data.get(key, ())) for key in answer.asked)
         return json_response(payload)
-
-    def _answered(self, body: bytes) -> Answer:
-        """Raises ValueError, KeyError or TypeError for a body without a query."""
-        payload = orjson.loads(body)
-        text, variables = payload["query"], payload.get("variables") or {}
-        if not isinstance(text, str) or not isinstance(variables, dict):
-            raise TypeError("the query is no text, or its variables are no object")
-        return self.engine.answer(text, variables)
 
     def _limited(self, answer: Answer) -> dict[str, Any]:
         """The body of an answer, or the error of the limit that it exceeds."""
@@ -209,6 +201,15 @@ class Service:
     async def _clear_log(self, _request: web.Request) -> web.Response:
         self.log.clear()
         return web.Response(status=204)
+
+
+def _read(body: bytes) -> tuple[str, dict[str, Any]]:
+    """Query and variables. Raises ValueError, KeyError or TypeError for a body that has none."""
+    payload = orjson.loads(body)
+    text, variables = payload["query"], payload.get("variables") or {}
+    if not isinstance(text, str) or not isinstance(variables, dict):
+        raise TypeError("the query is no text, or its variables are no object")
+    return text, variables
 
 
 async def _no_deployment(request: web.Request) -> web.Response:
