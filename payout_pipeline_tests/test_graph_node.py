@@ -215,7 +215,7 @@ def warehouse(kind: str, directory: Path) -> Iterator[dict[str, str]]:
 @contextlib.contextmanager
 def local(real_data: RealData, chain: Chain, schema: str) -> Iterator[str]:
     store = ConditionStore.from_rows(real_data.rows)
-    with SubgraphServer(SubgraphConfig(store=store, chain=chain, schema=LOCAL_SCHEMAS[schema])) as server:
+    with SubgraphServer(SubgraphConfig(store, chain=chain, schema=LOCAL_SCHEMAS[schema])) as server:
         yield server.url
 
 

@@ -54,7 +54,7 @@ def ask(url: str, query: str, variables: dict[str, Any] | None = None) -> Any:
 
 
 def serve(**changes: Any) -> SubgraphServer:
-    settings = {"store": ConditionStore.from_rows(ROWS), "chain": chain(), **changes}
+    settings = {"conditions": ConditionStore.from_rows(ROWS), "chain": chain(), **changes}
     return SubgraphServer(SubgraphConfig(**settings))
 
 

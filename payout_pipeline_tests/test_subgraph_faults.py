@@ -71,7 +71,7 @@ class Client:
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[SubgraphServer]:
-    with SubgraphServer(SubgraphConfig(store=STORE, chain=chain())) as server:
+    with SubgraphServer(SubgraphConfig(STORE, chain=chain())) as server:
         yield server
 
 
@@ -307,7 +307,7 @@ def test_a_row_comes_twice(server: SubgraphServer, client: Client) -> None:
 def test_an_id_is_in_upper_case_or_none_at_all(server: SubgraphServer, client: Client) -> None:
     wanted = ["0x" + "ab" * 32]
     store = ConditionStore.from_rows([ConditionRow(wanted[0], ("1", "0"))])
-    with SubgraphServer(SubgraphConfig(store=store, chain=chain())) as other:
+    with SubgraphServer(SubgraphConfig(store, chain=chain())) as other:
         upper = Client(other.url)
         other.faults.add("upper_case_id", times=1)
         assert upper.ask(wanted)["data"]["conditions"] == ids("0x" + "AB" * 32)
@@ -519,7 +519,7 @@ def test_every_kind_of_fault_is_described() -> None:
 
 def test_a_port_that_is_taken_is_said() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        config = SubgraphConfig(store=STORE, port=taken.getsockname()[1])
+        config = SubgraphConfig(STORE, port=taken.getsockname()[1])
         with pytest.raises(ConfigurationError, match=r"cannot listen on 127\.0\.0\.1"):
             SubgraphServer(config).__enter__()
 

@@ -70,13 +70,9 @@ def _rows(fault: Fault, asked: Sequence[str], rows: list[Row]) -> list[Row]:
     if fault.kind == "page_cap":
         return rows[: fault.options.get("rows", 100)]
     if fault.kind == "raw":
-        return [{**row, **_raw(row, fault.options["fields"].get(row["id"], {}))} for row in rows]
+        fields: Mapping[str, Row] = fault.options["fields"]
+        return [{name: fields.get(row["id"], row).get(name, row[name]) for name in row} for row in rows]
     return _ROW_FAULTS[fault.kind](asked, rows) if asked and rows else rows
-
-
-def _raw(row: Row, fields: Mapping[str, Any]) -> Row:
-    given = {name: value for name, value in fields.items() if name in row}
-    return {name: orjson.Fragment(value) if isinstance(value, bytes) else value for name, value in given.items()}
 
 
 def _unasked(asked: Sequence[str]) -> str:

@@ -22,7 +22,7 @@ kind                    options
 ``upper_case_id``*      the first row's id is in upper case
 ``malformed_id``*       the first row's id is no id
 ``omit_id``*            the first row is left out
-``raw``*                ``fields``: id → field → any JSON (or bytes of JSON), which is served as it is
+``raw``*                ``fields``: id → field → any JSON, which is served as it is
 ``missing_alias``*      the list is not in the answer
 ``hang``                accepts and never answers; ``seconds`` ends it with a closed connection
 ``drop``                closes the connection without an answer

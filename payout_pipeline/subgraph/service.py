@@ -30,9 +30,10 @@ NAME, VERSION = "positions", "0.0.7"
 class SubgraphConfig:
     """What to serve and how.
 
-    ``conditions``/``unresolved``: files (see :meth:`ConditionStore.from_files`), or ``store`` made by hand. ``chain``:
-    head and block times, by default those of Polygon up to now, with ``advancing`` growing on. ``earliest_block``: what
-    was before is pruned. ``log_ids``: whether the log keeps the ids of every request, about 115 bytes each.
+    ``conditions``/``unresolved``: files (see :meth:`ConditionStore.from_files`), or ``conditions`` made by hand.
+    ``chain``: head and block times, by default those of Polygon up to now, with ``advancing`` growing on.
+    ``earliest_block``: what was before is pruned. ``log_ids``: whether the log keeps the ids of every request, each of
+    them about 115 bytes.
 
     ``rate_limit``: ``50/10s`` or None; ``retry_after`` of a 429: ``seconds`` (until there is room), None (no header) or
     any text, sent as it is. ``latency``/``jitter``: seconds; the jitter is spread evenly around the latency. ``token``:
@@ -43,9 +44,8 @@ class SubgraphConfig:
     connection is closed without an answer; ``alias_timeout``, lists above which the query times out.
     """
 
-    conditions: Path | None = None
+    conditions: Path | ConditionStore
     unresolved: Path | None = None
-    store: ConditionStore | None = None
     schema: SchemaName = "payouts"
     port: int = 0
     chain: Chain | None = None
@@ -66,11 +66,9 @@ class SubgraphConfig:
     def engine(self) -> Engine:
         """Loads the data. Raises :class:`~payout_pipeline.errors.ConfigurationError` for what cannot be served."""
         chain = self.chain or Chain.until_now(advancing=self.advancing)
-        store = self.store
-        if store is None:
-            if self.conditions is None:
-                raise ConfigurationError("the local subgraph needs a CSV of condition_id,payouts,resolved_at")
-            store = ConditionStore.from_files(self.conditions, self.unresolved, chain)
+        store = self.conditions
+        if isinstance(store, Path):
+            store = ConditionStore.from_files(store, self.unresolved, chain)
         return Engine(store, chain, self.schema, self.earliest_block)
 
 
