@@ -13,8 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from benchmarks import measure
@@ -65,17 +64,16 @@ class Subgraph:
             raise RuntimeError(f"the local subgraph did not start: {line!r}")
         self.url = line[line.index("http://") :].strip()
 
-    def _control(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        parts = urlsplit(self.url)
-        request = Request(  # noqa: S310 - our own process on loopback
-            urlunsplit((parts.scheme, parts.netloc, path, "", "")), None if body is None else json.dumps(body).encode()
-        )
+    def _log(self, method: str) -> bytes:
+        url = urlsplit(self.url)._replace(path="/_control/log").geturl()
+        request = Request(url, method=method)  # noqa: S310 - our own process on loopback
         with urlopen(request, timeout=30) as response:  # noqa: S310
-            return json.load(response)
+            content: bytes = response.read()
+        return content
 
     def requests(self) -> Requests:
         """Of all requests since :meth:`forget`."""
-        log = self._control("/_control/log")
+        log = json.loads(self._log("GET"))
         arrived = [request["arrived"] for request in log["requests"]]
         refused = sum(request["status"] == 429 for request in log["requests"])
         span = max(arrived) - min(arrived) if arrived else 0.0
@@ -85,7 +83,7 @@ class Subgraph:
         """Empty the log; a window of the limit passes first, so that one run does not cost the next."""
         if self.limited:
             time.sleep(10.5)
-        self._control("/_control", {"clear_log": True})
+        self._log("DELETE")
 
     def close(self) -> None:
         """End the process."""

@@ -1,10 +1,11 @@
 """What graph-node answers for ``Condition``: data, queries and expected answers that hold for any endpoint that has it.
 
-The data: conditions 0 to 1199 by number, created in block 1 and (most of them) resolved in block 2, number 5 deleted in
-block 4; a few ids that sort after all of them; head 12. ``ROWS`` is what a store is made of, ``CASES`` are queries with
-their answers, which hold for the local subgraph and for a real graph-node. ``QUERIES`` have no answers written down: the
-two are compared with each other. Data has to be equal; errors have to mean the same to the client, whose reading of
-them (:func:`payout_pipeline.goldsky.classify.classify_errors`) is part of the comparison.
+The data: conditions 0 to 1199 by number, created in block 1 and (most of them) resolved in block 2; a few ids that sort
+after all of them; head 12. ``ROWS`` is what a store is made of, ``CASES`` are queries with their answers, which hold for
+the local subgraph and for a real graph-node. ``QUERIES`` have no answers written down: the two are compared with each
+other. Data has to be equal; errors have to mean the same to the client, whose reading of them
+(:func:`payout_pipeline.goldsky.classify.classify_errors`) is part of the comparison. What graph-node says of an error is
+written down in ``CASES``, and only graph-node has to say it like that.
 """
 
 # ruff: noqa: UP031 - GraphQL is full of braces, which every other way of formatting wants doubled.
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from payout_pipeline.goldsky.classify import classify_errors
-from payout_pipeline.subgraph.chain import NEVER, Chain
+from payout_pipeline.subgraph.chain import Chain
 from payout_pipeline.subgraph.store import ConditionRow
 
 HEAD = 12
@@ -42,13 +43,12 @@ def _payouts(number: int) -> tuple[str, ...] | None:
 
 
 ROWS = [
-    *(ConditionRow(cid(n), _payouts(n), deleted_block=4 if n == 5 else NEVER) for n in range(1200)),
+    *(ConditionRow(cid(n), _payouts(n)) for n in range(1200)),
     *(ConditionRow(name) for name in ("~A", "~B", "~_", "~a")),
     ConditionRow("~d", ("10e-2", "132400e4", "0e3")),
     ConditionRow("~head", created_block=HEAD),
 ]
-LIVE = sorted((row for row in ROWS if row.deleted_block > HEAD), key=lambda row: row.id.encode())
-IDS = [row.id for row in LIVE]
+IDS = sorted(row.id for row in ROWS)
 THOUSAND = [cid(n) for n in range(1000)]
 
 
@@ -107,8 +107,6 @@ def _meta(number: int, *, told: bool = True) -> dict[str, Any]:
 
 
 _META = "deployment hasIndexingErrors block{number hash timestamp}"
-_HASH = Chain.block_hash(2)
-_LIVE_THOUSAND = [identity for identity in THOUSAND if identity != cid(5)]
 _LISTS = {"a": [cid(1), cid(3)], "b": [cid(5), cid(9)]}
 _THIRDS = ["0.3333333333333333333333333333333333", "0.6666666666666666666666666666666667"]
 
@@ -138,13 +136,13 @@ CASES: list[Case] = [
     Case(
         "a thousand ids without first give 100 rows and no hint",
         "query($ids:[ID!]!){conditions(where:{id_in:$ids}){id}}",
-        data(conditions=ids(*_LIVE_THOUSAND[:100])),
+        data(conditions=ids(*THOUSAND[:100])),
         {"ids": THOUSAND},
     ),
     Case(
         "a thousand ids with first",
         "query($ids:[ID!]!){conditions(first:1000,where:{id_in:$ids}){id}}",
-        data(conditions=ids(*_LIVE_THOUSAND)),
+        data(conditions=ids(*THOUSAND)),
         {"ids": THOUSAND},
     ),
     Case(
@@ -172,8 +170,6 @@ CASES: list[Case] = [
         {"ids": [cid(10), cid(12), cid(14)]},
     ),
     Case("no ids", "{conditions(where:{id_in:[]}){id}}", data(conditions=[])),
-    Case("not in nothing is nothing too", "{conditions(where:{id_not_in:[]}){id}}", data(conditions=[])),
-    Case("not in", '{conditions(first:1,where:{id_not_in:["%s"]}){id}}' % cid(0), data(conditions=ids(cid(1)))),
     Case("ids null", "{conditions(where:{id_in:null}){id}}", "Non-list value passed to `_in` filter"),
     # several lists
     Case(
@@ -190,7 +186,7 @@ CASES: list[Case] = [
     Case(
         "ten lists of ids",
         "query(%s){%s}" % _TEN,
-        data(**{key: ids(*(i for i in listed if i != cid(5))) for key, listed in _TENTHS.items()}),
+        data(**{key: ids(*listed) for key, listed in _TENTHS.items()}),
         _TENTHS,
     ),
     Case("one bad list of two", "{a:conditions(first:1){id} b:conditions(first:0){id}}", _range("first", 1000, 0)),
@@ -202,10 +198,7 @@ CASES: list[Case] = [
     ),
     # bounds of ids
     Case("greater", '{conditions(first:2,where:{id_gt:"%s"}){id}}' % cid(7), data(conditions=ids(cid(8), cid(9)))),
-    Case("greater or equal", '{conditions(first:1,where:{id_gte:"%s"}){id}}' % cid(7), data(conditions=ids(cid(7)))),
     Case("less", '{conditions(where:{id_lt:"%s"}){id}}' % cid(2), data(conditions=ids(cid(0), cid(1)))),
-    Case("less or equal", '{conditions(where:{id_lte:"%s"}){id}}' % cid(1), data(conditions=ids(cid(0), cid(1)))),
-    Case("other than", '{conditions(first:1,where:{id_not:"%s"}){id}}' % cid(0), data(conditions=ids(cid(1)))),
     Case(
         "between two ids, resolved only",
         '{conditions(first:9,where:{id_gt:"%s",id_lt:"%s",payouts_not:null}){id}}' % (cid(3), cid(12)),
@@ -214,35 +207,10 @@ CASES: list[Case] = [
     # one condition
     Case("one condition", '{condition(id:"%s"){payouts}}' % cid(0), data(condition={"payouts": ["1", "0"]})),
     Case("an unknown condition", '{condition(id:"0xff"){id}}', data(condition=None)),
-    Case("a deleted condition", '{condition(id:"%s"){id}}' % cid(5), data(condition=None)),
-    Case(
-        "a deleted condition before its end",
-        '{condition(id:"%s",block:{number:3}){id}}' % cid(5),
-        data(condition={"id": cid(5)}),
-    ),
     Case("upper case is another id", '{condition(id:"0x%s"){id}}' % cid(1194)[2:].upper(), data(condition=None)),
     Case("decimals", '{condition(id:"~d"){payouts}}', data(condition={"payouts": ["0.1", "1324000000", "0"]})),
     # payouts
     Case("resolved only", "{conditions(first:4,where:{payouts_not:null}){id}}", data(conditions=ids(*IDS[:4]))),
-    Case("unresolved only", "{conditions(first:2,where:{payouts:null}){id}}", data(conditions=ids(cid(4), cid(6)))),
-    Case(
-        "equality by value and position",
-        '{conditions(first:2,where:{payouts:["1.0","0.00"]}){id}}',
-        data(conditions=ids(cid(0), cid(10))),
-    ),
-    Case("another order is not equal", '{conditions(first:2,where:{payouts:["0","1"]}){id}}', data(conditions=[])),
-    Case(
-        "contains both, reversed",
-        '{conditions(first:2,where:{payouts_contains:["0","1"]}){id}}',
-        data(conditions=ids(cid(0), cid(10))),
-    ),
-    Case("contains one that is missing", '{conditions(where:{payouts_contains:["1","7"]}){id}}', data(conditions=[])),
-    Case("contains nothing", "{conditions(first:4,where:{payouts_contains:[]}){id}}", data(conditions=ids(*IDS[:4]))),
-    Case(
-        "contains not: no overlap, nulls excluded",
-        '{conditions(first:3,where:{payouts_not_contains:["1"]}){id}}',
-        data(conditions=ids(cid(1), cid(2), cid(3))),
-    ),
     # blocks
     Case("a block beyond the head", "{conditions(block:{number:7000}){id}}", _not_yet("number", 7000)),
     Case(
@@ -253,22 +221,6 @@ CASES: list[Case] = [
         "before it was resolved",
         "{conditions(first:1,block:{number:1}){payouts}}",
         data(conditions=[{"payouts": None}]),
-    ),
-    Case("a known hash", '{conditions(first:1,block:{hash:"%s"}){id}}' % _HASH, data(conditions=ids(cid(0)))),
-    Case(
-        "a known hash without 0x",
-        '{conditions(first:1,block:{hash:"%s"}){id}}' % _HASH[2:],
-        data(conditions=ids(cid(0))),
-    ),
-    Case(
-        "an unknown hash",
-        '{conditions(block:{hash:"0x%s"}){id}}' % ("ab" * 32),
-        "Failed to decode `block.hash` value: `no block with that hash found`",
-    ),
-    Case(
-        "hash before number",
-        '{conditions(first:1,block:{hash:"%s",number:1,number_gte:99}){payouts}}' % _HASH,
-        data(conditions=[{"payouts": ["1", "0"]}]),
     ),
     Case("no number", "{conditions(block:{number:null}){id}}", "Invalid value provided for argument `block`"),
     Case("at least 1", "{conditions(first:1,block:{number_gte:1}){id}}", data(conditions=ids(cid(0)))),
@@ -281,7 +233,6 @@ CASES: list[Case] = [
     ),
     Case("meta of the head", "{_meta{%s}}" % _META, data(_meta=_meta(HEAD))),
     Case("meta by number has no hash", "{_meta(block:{number:3}){%s}}" % _META, data(_meta=_meta(3, told=False))),
-    Case("meta by hash", '{_meta(block:{hash:"%s"}){%s}}' % (_HASH, _META), data(_meta=_meta(2))),
     Case("meta at least", "{_meta(block:{number_gte:3}){%s}}" % _META, data(_meta=_meta(HEAD))),
     Case("meta with another name", "{m:_meta{block{n:number}}}", data(m={"block": {"n": HEAD}})),
     # GraphQL
@@ -328,11 +279,6 @@ QUERIES: list[tuple[str, dict[str, Any]]] = [
     ("query($ids:[ID!]){conditions(first:1,where:{id_in:$ids}){id}}", {"ids": [1, 2]}),
     ("{conditions(where:{id_in:$ids}){id}}", {}),
     ("{conditions(first:1,where:{id_in:[null]}){id}}", {}),
-    ("{conditions(first:1,where:{id_not_in:null}){id}}", {}),
-    ("{conditions(first:1,where:{id_gt:null}){id}}", {}),
-    ("{conditions(first:1,where:{id_not:null}){id}}", {}),
-    ("{conditions(first:1,where:{id:null}){id}}", {}),
-    ("{conditions(first:1,where:{id:5}){id}}", {}),
     ("{conditions(first:1,where:null){id}}", {}),
     ("query($w:Condition_filter){conditions(first:1,where:$w){id}}", {}),
     ("query($w:Condition_filter){conditions(first:1,where:$w){id}}", {"w": {"foo": 1}}),
@@ -342,11 +288,6 @@ QUERIES: list[tuple[str, dict[str, Any]]] = [
     ("{conditions(first:1,where:[]){id}}", {}),
     ('{conditions(first:1,where:"x"){id}}', {}),
     ('{conditions(first:1,where:{id_gt:"~head", id_lt:"~A"}){id}}', {}),
-    ('{conditions(first:1,where:{payouts:["abc"]}){id}}', {}),
-    ("{conditions(first:1,where:{payouts:[null]}){id}}", {}),
-    ('{conditions(first:3,where:{payouts_not:["1","0"]}){id}}', {}),
-    ("{conditions(first:3,where:{payouts_not_contains:[]}){id}}", {}),
-    ("{conditions(first:3,where:{payouts:[]}){id}}", {}),
     ("{conditions(first:1,block:null){id}}", {}),
     ("query($b:Block_height){conditions(first:1,block:$b){id}}", {"b": {"number": 2}}),
     ("query($n:Int){conditions(first:1,block:{number:$n}){id}}", {}),
@@ -383,15 +324,6 @@ PNL_QUERIES: list[tuple[str, dict[str, Any]]] = [
     ("query($ids:[ID!]!){conditions(first:1000,where:{id_in:$ids}){%s}}" % _PNL, {"ids": THOUSAND}),
     ('{conditions(first:9,where:{payoutDenominator_gt:"0"}){id}}', {}),
     ('{conditions(first:9,where:{id_gt:"%s",payoutDenominator_gt:"0"}){id}}' % cid(7), {}),
-    ('{conditions(first:9,where:{payoutDenominator:"3"}){id}}', {}),
-    ('{conditions(first:9,where:{payoutDenominator_not:"0",payoutDenominator_lte:"2"}){id}}', {}),
-    ('{conditions(first:9,where:{payoutDenominator_in:["1","2"]}){id}}', {}),
-    ('{conditions(first:9,where:{payoutDenominator_not_in:["0","1"]}){id}}', {}),
-    ('{conditions(first:9,where:{payoutDenominator:"x"}){id}}', {}),
-    ("{conditions(first:9,where:{payoutDenominator:null}){id}}", {}),
-    ("{conditions(first:9,where:{payoutNumerators:[1,0]}){id}}", {}),
-    ('{conditions(first:9,where:{payoutNumerators_contains:["2"]}){id}}', {}),
-    ("{conditions(first:9,where:{payoutNumerators_not:[]}){id}}", {}),
     ("{conditions(first:1){payouts}}", {}),
 ]
 

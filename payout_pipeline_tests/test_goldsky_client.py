@@ -58,7 +58,7 @@ def shared_server(data: GeneratedData) -> Iterator[SubgraphServer]:
 @pytest.fixture
 def server(shared_server: SubgraphServer) -> SubgraphServer:
     shared_server.faults.clear()
-    shared_server.faults.seed(0)
+    shared_server.faults.random.seed(0)
     shared_server.log.clear()
     shared_server.configure(rate_limit=None, latency=0.0, token=None, retry_after="seconds")
     return shared_server
@@ -458,7 +458,7 @@ def test_a9_a_stale_or_failed_head_is_told(server: SubgraphServer, tmp_path: Pat
     server.faults.add("indexing_errors")
     assert run(server.url, tmp_path, work).has_indexing_errors
     server.faults.clear()
-    server.faults.add("failed", block=fresh.head_number)
+    server.faults.add("failed")
     assert run(server.url, tmp_path, work).has_indexing_errors
 
 

@@ -86,6 +86,8 @@ def test_graph_node_answers_as_the_list_says(node: GraphNode, case: Case) -> Non
     status, body = answer(node.url("positions"), case.query, case.variables)
     assert status == 200
     check(case, body)
+    if isinstance(case.expected, str):
+        assert body["errors"][0]["message"].startswith(case.expected)
 
 
 @pytest.mark.parametrize(("body", "status"), NO_QUERIES)
@@ -109,8 +111,8 @@ def test_the_pnl_schema_answers_as_graph_node_does(
     assert (local[0], means(local[1])) == (real[0], means(real[1]))
 
 
-def test_a_cancelled_statement_has_the_text_of_the_fault(node: GraphNode, positions: SubgraphServer) -> None:
-    text = 'query($ids:[ID!]!){conditions(first:1000,where:{id_in:$ids,id_not:"x"}){id}}'
+def test_a_cancelled_statement_is_said_as_by_the_fault(node: GraphNode, positions: SubgraphServer) -> None:
+    text = 'query($ids:[ID!]!){conditions(first:1000,where:{id_in:$ids,id_gt:"0"}){id}}'
     wanted = {"ids": [cid(n) for n in range(100, 105)]}
     with node.locked("positions"):
         real = query(node.url("positions"), text, wanted)
@@ -119,10 +121,8 @@ def test_a_cancelled_statement_has_the_text_of_the_fault(node: GraphNode, positi
     for answer_ in (real, local):
         assert list(answer_) == ["errors"]
         (message,) = (error["message"] for error in answer_["errors"])
-        start = "Failed to get entities from store: canceling statement due to statement timeout, query = "
-        assert message.startswith(start)
+        assert message.startswith("Failed to get entities from store: canceling statement due to statement timeout")
         assert all(identity in message for identity in wanted["ids"])
-        assert " -- binds: [12, " in message
     assert len(query(node.url("positions"), text, wanted)["data"]["conditions"]) == 5
 
 
@@ -132,7 +132,7 @@ def test_a_database_that_is_away_is_said_and_comes_back(node: GraphNode) -> None
         assert _until(lambda: query(node.url("positions"), text)).get("errors") == [
             {"message": "Store error: database unavailable"}
         ]
-    expected = {"data": {"conditions": [{"id": cid(n)} for n in (8, 9, 10)]}}
+    expected = {"data": {"conditions": [{"id": cid(n)} for n in (7, 8, 9)]}}
     assert _until(lambda: query(node.url("positions"), text), lambda body: body == expected) == expected
 
 
@@ -215,7 +215,7 @@ def warehouse(kind: str, directory: Path) -> Iterator[dict[str, str]]:
 @contextlib.contextmanager
 def local(real_data: RealData, chain: Chain, schema: str) -> Iterator[str]:
     store = ConditionStore.from_rows(real_data.rows)
-    with SubgraphServer(SubgraphConfig(store=store, chain=chain, schema=LOCAL_SCHEMAS[schema])) as server:
+    with SubgraphServer(SubgraphConfig(store, chain=chain, schema=LOCAL_SCHEMAS[schema])) as server:
         yield server.url
 
 

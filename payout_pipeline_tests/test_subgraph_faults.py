@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import email.utils
-import gzip
 import http.client
 import json
 import signal
@@ -22,9 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from payout_pipeline.errors import ConfigurationError
-from payout_pipeline.subgraph.faults import KINDS, FaultBoard
-from payout_pipeline.subgraph.log import RequestLog, max_in_window
-from payout_pipeline.subgraph.server import RateLimit, SubgraphConfig, SubgraphServer
+from payout_pipeline.subgraph.engine import DEPLOYMENT
+from payout_pipeline.subgraph.faults import KINDS, Faults
+from payout_pipeline.subgraph.log import LoggedRequest, max_in_window
+from payout_pipeline.subgraph.server import SubgraphConfig, SubgraphServer
 from payout_pipeline.subgraph.store import ConditionRow, ConditionStore
 from payout_pipeline_tests.subgraph_conformance import chain, cid, ids
 
@@ -52,8 +51,8 @@ class Client:
     def post(self, path: str, payload: Any, **headers: str) -> Any:
         return self._send("POST", path, json.dumps(payload), headers)
 
-    def get(self, path: str) -> Any:
-        return self._send("GET", path, None, {})
+    def log(self, method: str = "GET") -> Any:
+        return self._send(method, "/_control/log", None, {})
 
     def _send(self, method: str, path: str, body: str | None, headers: dict[str, str]) -> Any:
         connection = http.client.HTTPConnection(self.parts.hostname or "", self.parts.port, timeout=self.timeout)
@@ -72,25 +71,24 @@ class Client:
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[SubgraphServer]:
-    with SubgraphServer(SubgraphConfig(store=STORE, chain=chain())) as server:
+    with SubgraphServer(SubgraphConfig(STORE, chain=chain())) as server:
         yield server
 
 
 @pytest.fixture
 def server(running: SubgraphServer) -> SubgraphServer:
+    running.faults.clear()
+    running.log.clear()
     running.configure(
-        clear=True,
-        clear_log=True,
         rate_limit=None,
         retry_after="seconds",
         latency=0.0,
         jitter=0.0,
         token=None,
-        seed=1,
         max_complexity=None,
         max_aliases=None,
         alias_timeout=None,
-        max_body_bytes=10**6,
+        max_body_bytes=None,
     )
     return running
 
@@ -113,7 +111,6 @@ def test_requests_over_the_limit_are_answered_429_until_the_window_has_passed(se
     time.sleep(0.55)
     assert client.ask() == TRUTH
     assert server.log.statuses() == Counter({200: 4, 429: 2})
-    assert [entry.faults for entry in server.log.entries if entry.status == 429] == [("rate_limit",)] * 2
 
 
 def test_refused_requests_are_logged_with_what_they_asked_for(server: SubgraphServer, client: Client) -> None:
@@ -122,7 +119,6 @@ def test_refused_requests_are_logged_with_what_they_asked_for(server: SubgraphSe
     client.ask(WANTED)
     assert server.log.asked_ids(429) == Counter(WANTED)
     assert server.log.asked_ids(200) == Counter(WANTED[:1])
-    assert server.log.asked_ids() == Counter(WANTED) + Counter(WANTED[:1])
 
 
 @pytest.mark.parametrize(("form", "header"), [("7", "7"), ("soon", "soon"), ("1e99", "1e99"), (None, None)])
@@ -134,22 +130,9 @@ def test_retry_after_is_sent_as_configured(server: SubgraphServer, client: Clien
     assert client.headers.get("retry-after") == header
 
 
-def test_retry_after_as_a_date_lies_where_there_is_room_again(server: SubgraphServer, client: Client) -> None:
-    server.configure(rate_limit="1/20s", retry_after="date")
-    client.ask()
-    client.ask()
-    when = email.utils.parsedate_to_datetime(client.headers["retry-after"]).timestamp()
-    assert 19 <= when - time.time() <= 22
-
-
-@pytest.mark.parametrize("text", ["", "50", "0/10s", "-1/10s", "5/0s", "5/nan", "5/inf", "x/10s", "5/"])
-def test_a_malformed_rate_limit_is_refused(text: str) -> None:
-    with pytest.raises(ConfigurationError, match="50/10s"):
-        RateLimit.parse(text)
-
-
-def test_a_rate_limit_is_read_with_and_without_its_unit() -> None:
-    assert RateLimit.parse("50/10s") == RateLimit.parse(" 50/10 ") == RateLimit(50, 10.0)
+def test_a_malformed_rate_limit_is_refused(server: SubgraphServer) -> None:
+    with pytest.raises(ConfigurationError, match="got '0/10s'"):
+        server.configure(rate_limit="0/10s")
 
 
 @given(st.lists(st.floats(0, 100), max_size=60), st.floats(0.1, 20))
@@ -170,9 +153,9 @@ def test_the_log_tells_what_was_asked(server: SubgraphServer, client: Client) ->
     client.ask()
     client.ask(query="{_meta{deployment}}")
     first, second = server.log.entries
-    assert (first.number, first.status, first.operation, first.kinds) == (1, 200, "Batch", ("conditions",))
+    assert (first.number, first.status, first.operation, first.aliases) == (1, 200, "Batch", 1)
     assert (first.ids, first.block, first.rows) == (tuple(WANTED), {"number": 10}, 4)
-    assert (second.number, second.kinds, second.ids, second.block) == (2, ("_meta",), (), None)
+    assert (second.number, second.aliases, second.ids) == (2, 0, ())
     assert [entry.number for entry in server.log.batches()] == [1]
     assert first.arrived < second.arrived
 
@@ -222,8 +205,8 @@ def test_errors_come_with_or_without_the_data(server: SubgraphServer, client: Cl
     reorg = "the chain was reorganized while executing the query"
     server.faults.add("errors", message=reorg, times=1)
     assert client.ask() == {"errors": [{"message": reorg}]}
-    server.faults.add("errors", messages=["a", "b"], with_data=True, times=1)
-    assert client.ask() == {**TRUTH, "errors": [{"message": "a"}, {"message": "b"}]}
+    server.faults.add("errors", message=reorg, with_data=True, times=1)
+    assert client.ask() == {**TRUTH, "errors": [{"message": reorg}]}
 
 
 def test_a_statement_times_out_for_more_ids_than_the_limit_and_echoes_them(
@@ -231,9 +214,7 @@ def test_a_statement_times_out_for_more_ids_than_the_limit_and_echoes_them(
 ) -> None:
     server.faults.add("statement_timeout", max_ids=2)
     message = client.ask()["errors"][0]["message"]
-    assert message.startswith(
-        "Failed to get entities from store: canceling statement due to statement timeout, query = "
-    )
+    assert message.startswith("Failed to get entities from store: canceling statement due to statement timeout")
     assert all(identity in message for identity in WANTED)
     assert client.ask(WANTED[:2]) == {"data": {"conditions": ids(*WANTED[:2])}}
 
@@ -277,12 +258,6 @@ def test_a_slow_answer_is_the_truth_all_the_same(server: SubgraphServer, client:
     started = time.monotonic()
     assert client.ask() == TRUTH
     assert time.monotonic() - started >= 0.3
-
-
-def test_a_redirect_names_another_host(server: SubgraphServer, client: Client) -> None:
-    server.faults.add("redirect", location="http://127.0.0.2:9/elsewhere")
-    client.ask()
-    assert (client.status, client.headers["location"]) == (307, "http://127.0.0.2:9/elsewhere")
 
 
 def test_an_outage_lasts_its_time_from_the_request_that_it_strikes(server: SubgraphServer, client: Client) -> None:
@@ -332,17 +307,17 @@ def test_a_row_comes_twice(server: SubgraphServer, client: Client) -> None:
 def test_an_id_is_in_upper_case_or_none_at_all(server: SubgraphServer, client: Client) -> None:
     wanted = ["0x" + "ab" * 32]
     store = ConditionStore.from_rows([ConditionRow(wanted[0], ("1", "0"))])
-    with SubgraphServer(SubgraphConfig(store=store, chain=chain())) as other:
+    with SubgraphServer(SubgraphConfig(store, chain=chain())) as other:
         upper = Client(other.url)
         other.faults.add("upper_case_id", times=1)
         assert upper.ask(wanted)["data"]["conditions"] == ids("0x" + "AB" * 32)
-    server.faults.add("malformed_id", text="'); DROP TABLE x;--")
-    assert answered(client) == ["'); DROP TABLE x;--", *WANTED[1:]]
+    server.faults.add("malformed_id")
+    assert answered(client) == ["0xnot-an-id", *WANTED[1:]]
 
 
 def test_an_existing_id_is_left_out(server: SubgraphServer, client: Client) -> None:
-    server.faults.add("omit_id", ids=[WANTED[1]])
-    assert answered(client) == [WANTED[0], *WANTED[2:]]
+    server.faults.add("omit_id")
+    assert answered(client) == WANTED[1:]
 
 
 @pytest.mark.parametrize(
@@ -370,7 +345,7 @@ def test_indexing_errors_are_told_although_data_is_served(server: SubgraphServer
 def test_the_deployment_changes_at_a_request(server: SubgraphServer, client: Client) -> None:
     server.faults.add("deployment", deployment="QmOther", requests=range(3, 100))
     seen = [client.ask(query="{_meta{deployment}}")["data"]["_meta"]["deployment"] for _ in range(4)]
-    assert seen == [server.engine.deployment] * 2 + ["QmOther"] * 2
+    assert seen == [DEPLOYMENT] * 2 + ["QmOther"] * 2
 
 
 # -- several lists in one query ---------------------------------------------------------------------------------------
@@ -393,7 +368,7 @@ WHOLE = {**{f"b{n}": ids(*listed) for n, listed in enumerate(LISTS)}, "_meta": {
 def test_several_lists_are_answered_and_logged(server: SubgraphServer, client: Client) -> None:
     assert several(client) == {"data": WHOLE}
     (entry,) = server.log.entries
-    assert (entry.aliases, entry.id_count, entry.rows, entry.kinds) == (3, 9, 9, ("conditions", "_meta"))
+    assert (entry.aliases, entry.id_count, entry.rows) == (3, 9, 9)
     assert entry.ids == tuple(identity for listed in LISTS for identity in listed)
 
 
@@ -402,7 +377,7 @@ def test_several_lists_are_answered_and_logged(server: SubgraphServer, client: C
     [
         ("omit_id", {}, LISTS[1][1:]),
         ("foreign_id", {}, [*LISTS[1][:-1], cid(0)]),
-        ("extra_id", {"rows": 2}, [*LISTS[1], cid(0), cid(1)]),
+        ("extra_id", {}, [*LISTS[1], cid(0)]),
         ("duplicate_id", {}, [LISTS[1][0], *LISTS[1]]),
         ("page_cap", {"rows": 2}, LISTS[1][:2]),
     ],
@@ -431,16 +406,6 @@ def test_an_answer_is_cut_off_after_a_list(server: SubgraphServer, client: Clien
     server.faults.add("body", form="truncated", alias=1)
     kept = json.dumps({"data": {"b0": ids(*LISTS[0]), "b1": ids(*LISTS[1])}}, separators=(",", ":"))
     assert several(client) == kept[:-2]
-
-
-def test_a_small_body_unpacks_to_a_large_one(server: SubgraphServer, client: Client) -> None:
-    server.faults.add("body", form="gzip_bomb", bytes=3_000_000)
-    connection = http.client.HTTPConnection(client.parts.hostname or "", client.parts.port, timeout=10)
-    connection.request("POST", client.parts.path, json.dumps({"query": "{_meta{deployment}}"}))
-    packed = connection.getresponse().read()
-    connection.close()
-    assert len(packed) < 10_000
-    assert len(gzip.decompress(packed)) > 3_000_000
 
 
 # -- limits -----------------------------------------------------------------------------------------------------------
@@ -485,18 +450,20 @@ def test_a_fault_strikes_only_the_requests_and_fields_that_it_is_for(server: Sub
     assert [entry.faults for entry in server.log.entries] == [(), (), ("status",), ()]
 
 
-def test_the_dice_of_faults_repeat_with_their_seed() -> None:
+def test_faults_with_a_probability_repeat_with_their_seed() -> None:
     def struck(seed: int) -> list[bool]:
-        board = FaultBoard(seed)
-        board.add("status", probability=0.2)
-        request = RequestLog().open(0.0, "/", authorized=False)
-        return [bool(board.judge(request, [])) for _ in range(1000)]
+        faults = Faults(seed)
+        faults.add("status", probability=0.2)
+        request = LoggedRequest(1)
+        return [bool(faults.striking(request, [])) for _ in range(1000)]
 
     assert struck(7) == struck(7) != struck(8)
     assert 140 < sum(struck(7)) < 260
 
 
-def test_faults_that_spoil_add_up_and_the_first_that_ends_wins(server: SubgraphServer, client: Client) -> None:
+def test_changes_of_an_answer_add_up_and_of_what_replaces_it_the_first_is_sent(
+    server: SubgraphServer, client: Client
+) -> None:
     server.faults.add("duplicate_id")
     server.faults.add("extra_id")
     assert answered(client) == [WANTED[0], *WANTED, cid(0)]
@@ -521,16 +488,6 @@ def test_a_token_is_required_where_one_is_set(server: SubgraphServer, client: Cl
     client.ask(Authorization="Bearer wrong")
     assert client.status == 401
     assert client.ask(Authorization="Bearer s3cret") == TRUTH
-    assert [entry.authorized for entry in server.log.entries] == [False, True, True]
-
-
-def test_a_private_path_wants_a_token_too(server: SubgraphServer, client: Client) -> None:
-    private = urlsplit(server.goldsky_url).path.replace("/public/", "/private/")
-    payload = {"query": QUERY, "variables": {"ids": WANTED}}
-    client.post(private, payload)
-    assert client.status == 401
-    server.configure(token="s3cret")
-    assert client.post(private, payload, Authorization="Bearer s3cret") == TRUTH
 
 
 def test_a_careless_gateway_repeats_the_secrets(server: SubgraphServer, client: Client) -> None:
@@ -540,35 +497,18 @@ def test_a_careless_gateway_repeats_the_secrets(server: SubgraphServer, client: 
     assert "Bearer s3cret" in client.ask(Authorization="Bearer s3cret")["errors"][0]["message"]
 
 
-# -- control from another process -------------------------------------------------------------------------------------
+# -- the log from another process, and what cannot be served -----------------------------------------------------------
 
 
-def test_faults_are_switched_and_the_log_is_read_over_http(server: SubgraphServer, client: Client) -> None:
-    state = client.post("/_control", {"faults": [{"kind": "status", "status": 500, "requests": [1]}], "latency": 0.01})
-    assert (state["faults"][0]["kind"], state["latency"]) == ("status", 0.01)
+def test_the_log_is_read_and_cleared_over_http(server: SubgraphServer, client: Client) -> None:
+    server.faults.add("status", status=500, requests=[1])
     client.ask()
     client.ask()
-    log = client.get("/_control/log")
-    assert [(entry["number"], entry["status"], entry["ids"]) for entry in log["requests"]] == [
-        (1, 500, WANTED),
-        (2, 200, WANTED),
-    ]
+    log = client.log()
+    assert [(entry["number"], entry["status"]) for entry in log["requests"]] == [(1, 500), (2, 200)]
     assert (log["max_in_window"], log["window_seconds"]) == (2, 10.0)
-    newer = client.get("/_control/log?since=1&ids=0")["requests"]
-    assert [(entry["number"], entry["id_count"], "ids" in entry) for entry in newer] == [(2, 4, False)]
-    client.post("/_control", {"clear": True, "clear_log": True, "rate_limit": "1/9s"})
-    assert client.get("/_control")["requests"] == 0
-    client.ask()
-    client.ask()
-    assert client.status == 429
-
-
-@pytest.mark.parametrize(
-    "changes", [{"nonsense": 1}, {"faults": [{"kind": "typo"}]}, {"rate_limit": "x"}, {"faults": [5]}, []]
-)
-def test_a_wrong_change_is_refused(client: Client, changes: Any) -> None:
-    assert "error" in client.post("/_control", changes)
-    assert client.status == 400
+    client.log("DELETE")
+    assert client.log()["requests"] == []
 
 
 def test_every_kind_of_fault_is_described() -> None:
@@ -579,9 +519,9 @@ def test_every_kind_of_fault_is_described() -> None:
 
 def test_a_port_that_is_taken_is_said() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        config = SubgraphConfig(store=STORE, port=taken.getsockname()[1])
+        config = SubgraphConfig(STORE, port=taken.getsockname()[1])
         with pytest.raises(ConfigurationError, match=r"cannot listen on 127\.0\.0\.1"):
-            SubgraphServer(config).start()
+            SubgraphServer(config).__enter__()
 
 
 # -- the command ------------------------------------------------------------------------------------------------------
@@ -599,9 +539,8 @@ def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path, number: sig
     conditions, unresolved = tmp_path / "conditions.csv", tmp_path / "unresolved.txt"
     conditions.write_text(f'condition_id,payouts,resolved_at\n{WANTED[0][2:]},"[""0"",""1""]",2024-11-01T16:11:08Z\n')
     unresolved.write_text(f"{WANTED[1][2:]}\n")
-    limits = {"max_complexity": 5000, "max_body_bytes": 10_000, "max_aliases": 5, "alias_timeout": 4}
-    named = [f"--{name.replace('_', '-')}={value}" for name, value in limits.items()]
-    options = ["--rate-limit", "2/60s", *named, *(["--log-ids"] if number == signal.SIGTERM else [])]
+    limits = ["--max-complexity=5000", "--max-body-bytes=10000", "--max-aliases=2", "--alias-timeout=1"]
+    options = ["--rate-limit", "4/60s", "--latency", "0.01", *limits]
     with start("--conditions", str(conditions), "--unresolved", str(unresolved), *options) as process:
         assert process.stdout
         line = process.stdout.readline()
@@ -610,12 +549,14 @@ def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path, number: sig
         query = "query($ids:[ID!]!){conditions(where:{id_in:$ids}){id payouts}}"
         rows = client.ask(query=query)["data"]["conditions"]
         assert rows == [{"id": WANTED[0], "payouts": ["0", "1"]}, {"id": WANTED[1], "payouts": None}]
-        assert limits.items() <= client.get("/_control").items()
+        page = "conditions(first:1000){id}"
+        assert client.ask(query=f"{{{page} b:{page}}}")["errors"] == [{"message": "Query timed out"}]
+        with pytest.raises((ConnectionError, http.client.HTTPException)):
+            client.ask(query=f"{{{page} b:{page} c:{page}}}")
+        assert "413" in client.ask([cid(n) for n in range(200)])
         client.ask()
-        client.ask()
-        assert client.status == 429
-        logged = [(entry["ids"], entry["id_count"]) for entry in client.get("/_control/log")["requests"]]
-        assert logged == [(WANTED if number == signal.SIGTERM else [], 4)] * 3
+        logged = [(entry["status"], entry["id_count"], entry["ids"]) for entry in client.log()["requests"]]
+        assert logged == [(200, 4, []), (200, 0, []), (0, 0, []), (413, 200, []), (429, 4, [])]
         process.send_signal(number)
         _out, errors = process.communicate(timeout=10)
         assert (process.returncode, errors) == (0, "")

@@ -13,26 +13,28 @@ _CONTEXT = Context(prec=34, Emax=999_999, Emin=-999_999)
 _LARGEST_DENOMINATOR = 10**16
 
 
-def normalise(text: str) -> Decimal:
-    """A decimal rounded to the 34 significant digits that graph-node keeps. Raises ValueError for anything else."""
+def normalised(text: str) -> str:
+    """A decimal at the 34 significant digits that graph-node keeps, as it prints them: ``0.1``, ``1324000000``, ``0``.
+
+    Raises ValueError for what is no finite number.
+    """
     try:
         value = _CONTEXT.create_decimal(text)
     except InvalidOperation:
         raise ValueError(f"{text!r} is no decimal number") from None
     if not value.is_finite():
         raise ValueError(f"{text!r} is no finite number")
-    return value
-
-
-def to_text(value: Decimal) -> str:
-    """As graph-node prints it: ``0.1``, ``1324000000``, ``0``; never ``1E+9``, ``0.10`` or ``-0``."""
-    text = format(value, "f") if value else "0"
-    return text.rstrip("0").rstrip(".") if "." in text else text
+    return _printed(value)
 
 
 def decimal_text(value: Fraction) -> str:
     """A share as the subgraph's mapping computes it: numerator / sum at 34 significant digits."""
-    return to_text(_CONTEXT.divide(Decimal(value.numerator), Decimal(value.denominator)))
+    return _printed(_CONTEXT.divide(Decimal(value.numerator), Decimal(value.denominator)))
+
+
+def _printed(value: Decimal) -> str:
+    text = format(value, "f") if value else "0"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def integer_vector(payouts: Sequence[str]) -> tuple[list[int], int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -13,19 +13,15 @@ from typing import Any
 class LoggedRequest:
     """One GraphQL request.
 
-    ``arrived``: monotonic seconds; ``at``: Unix time; ``status``: 0 until it is answered or when it never is;
-    ``kinds``: root fields; ``aliases``: number of lists; ``ids``: as asked; ``block``: the ``block`` argument;
-    ``rows``: entities returned.
+    ``arrived``: monotonic seconds; ``status``: 0 until it is answered or when it never is; ``operation``: name of the
+    query; ``aliases``: number of lists; ``ids``: as asked; ``block``: the ``block`` argument; ``rows``: conditions in
+    the lists of the answer; ``seconds``: until the answer.
     """
 
     number: int
-    arrived: float
-    at: float
-    path: str
-    authorized: bool
+    arrived: float = field(default_factory=time.monotonic)
     status: int = 0
     operation: str | None = None
-    kinds: tuple[str, ...] = ()
     aliases: int = 0
     ids: tuple[str, ...] = ()
     id_count: int = 0
@@ -38,11 +34,6 @@ class LoggedRequest:
 class RequestLog(list[LoggedRequest]):
     """All requests since the log was last cleared, in order of arrival."""
 
-    def open(self, arrived: float, path: str, *, authorized: bool) -> LoggedRequest:
-        """Counts a request that has just arrived."""
-        self.append(LoggedRequest(len(self) + 1, arrived, time.time(), path, authorized))
-        return self[-1]
-
     @property
     def entries(self) -> list[LoggedRequest]:
         """A copy, which does not grow."""
@@ -52,9 +43,9 @@ class RequestLog(list[LoggedRequest]):
         """Requests that named ids."""
         return [entry for entry in self.entries if entry.id_count]
 
-    def asked_ids(self, status: int | None = None) -> Counter[str]:
-        """How often each id was asked for, in requests of that status or in all of them."""
-        return Counter(i for entry in self.entries if status in (None, entry.status) for i in entry.ids)
+    def asked_ids(self, status: int) -> Counter[str]:
+        """How often each id was asked for in requests that were answered with that status."""
+        return Counter(i for entry in self.entries if entry.status == status for i in entry.ids)
 
     def statuses(self) -> Counter[int]:
         """Number of requests by status."""

@@ -1,14 +1,12 @@
-"""The HTTP side of the local subgraph: paths, rate limit, token, limits, faults and the control of all that."""
+"""The HTTP side of the local subgraph: paths, rate limit, token, limits and faults."""
 
 from __future__ import annotations
 
 import asyncio
-import email.utils
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,64 +14,43 @@ import orjson
 from aiohttp import web
 
 from payout_pipeline.errors import ConfigurationError
+from payout_pipeline.settings import RateLimit
 from payout_pipeline.subgraph.chain import Chain
-from payout_pipeline.subgraph.engine import DEFAULT_DEPLOYMENT, Engine, Query, error_body
-from payout_pipeline.subgraph.faults import Fault, FaultBoard, timeout_message
+from payout_pipeline.subgraph.effects import altered, fail, json_response, status_page
+from payout_pipeline.subgraph.engine import Answer, Engine, error_body
+from payout_pipeline.subgraph.faults import REPLACES, Faults
 from payout_pipeline.subgraph.log import LoggedRequest, RequestLog
-from payout_pipeline.subgraph.responses import abort, errors_payload, json_response, odd_body, reset, status_answer
 from payout_pipeline.subgraph.schema import SchemaName
 from payout_pipeline.subgraph.store import ConditionStore
 
-
-@dataclass(frozen=True, slots=True)
-class RateLimit:
-    """At most ``requests`` in any window of ``seconds``."""
-
-    requests: int
-    seconds: float
-
-    @classmethod
-    def parse(cls, text: str) -> RateLimit:
-        """``50/10s``. Raises :class:`~payout_pipeline.errors.ConfigurationError`."""
-        count, _, window = text.strip().partition("/")
-        try:
-            limit = cls(int(count), float(window.strip().removesuffix("s")))
-        except ValueError:
-            limit = cls(0, 0.0)
-        if limit.requests < 1 or not (0 < limit.seconds < math.inf):
-            raise ConfigurationError(f"a rate limit is written like 50/10s, not {text!r}")
-        return limit
+NAME, VERSION = "positions", "0.0.7"
 
 
 @dataclass(slots=True)
 class SubgraphConfig:
     """What to serve and how.
 
-    ``conditions``/``unresolved``: files (see :meth:`ConditionStore.from_files`), or ``store`` made by hand. ``chain``:
-    head and block times, by default those of Polygon up to now, with ``advancing`` growing on. ``earliest_block``: what
-    was before is pruned. ``log_ids``: whether the log keeps the ids of every request, about 115 bytes each.
+    ``conditions``/``unresolved``: files (see :meth:`ConditionStore.from_files`), or ``conditions`` made by hand.
+    ``chain``: head and block times, by default those of Polygon up to now, with ``advancing`` growing on.
+    ``earliest_block``: what was before is pruned. ``log_ids``: whether the log keeps the ids of every request, each of
+    them about 115 bytes.
 
-    ``rate_limit``: ``50/10s`` or None; ``retry_after`` of a 429: ``seconds`` (until there is room), ``date`` (the same
-    as an HTTP date), None (no header) or any text, sent as it is. ``latency``/``jitter``: seconds; the jitter is spread
-    evenly around the latency. ``token``: bearer token that every request must have.
+    ``rate_limit``: ``50/10s`` or None; ``retry_after`` of a 429: ``seconds`` (until there is room), None (no header) or
+    any text, sent as it is. ``latency``/``jitter``: seconds; the jitter is spread evenly around the latency. ``token``:
+    bearer token that every request must have.
 
     Limits of one request, None for none: ``max_complexity``, the sum of the literal ``first`` of all lists (100 where it
     is a variable or missing); ``max_body_bytes``, above which it is answered 413; ``max_aliases``, lists above which the
     connection is closed without an answer; ``alias_timeout``, lists above which the query times out.
     """
 
-    conditions: Path | None = None
+    conditions: Path | ConditionStore
     unresolved: Path | None = None
-    store: ConditionStore | None = None
     schema: SchemaName = "payouts"
-    host: str = "127.0.0.1"
     port: int = 0
-    names: tuple[str, ...] = ("positions", "positions-subgraph", "pnl", "pnl-subgraph")
-    versions: tuple[str, ...] = ("0.0.7", "0.0.14", "prod")
     chain: Chain | None = None
     advancing: bool = False
     earliest_block: int = 0
-    deployment: str = DEFAULT_DEPLOYMENT
     seed: int = 0
     log_ids: bool = True
     rate_limit: str | None = None
@@ -89,137 +66,119 @@ class SubgraphConfig:
     def engine(self) -> Engine:
         """Loads the data. Raises :class:`~payout_pipeline.errors.ConfigurationError` for what cannot be served."""
         chain = self.chain or Chain.until_now(advancing=self.advancing)
-        store = self.store
-        if store is None:
-            if self.conditions is None:
-                raise ConfigurationError("the local subgraph needs a CSV of condition_id,payouts,resolved_at")
-            store = ConditionStore.from_files(self.conditions, self.unresolved, chain)
-        return Engine(store, chain, self.schema, self.deployment, self.earliest_block)
-
-
-_SETTABLE = (
-    *("rate_limit", "retry_after", "latency", "jitter", "token", "log_ids"),
-    *("max_complexity", "max_body_bytes", "max_aliases", "alias_timeout"),
-)
+        store = self.conditions
+        if isinstance(store, Path):
+            store = ConditionStore.from_files(store, self.unresolved, chain)
+        return Engine(store, chain, self.schema, self.earliest_block)
 
 
 class Service:
-    """The handler and its state; lives in one event loop, is looked at from other threads."""
+    """The handlers and their state; lives in one event loop, is looked at from other threads."""
 
-    def __init__(self, config: SubgraphConfig, engine: Engine) -> None:
-        self.config = replace(config)
-        self.engine = engine
-        self.faults = FaultBoard(config.seed)
+    def __init__(self, config: SubgraphConfig) -> None:
+        self.engine = config.engine()
+        self.faults = Faults(config.seed)
         self.log = RequestLog()
+        self._limit: RateLimit | None = None
         self._admitted: deque[float] = deque()
-        self.configure({"rate_limit": config.rate_limit})
+        self.configure(config)
 
-    async def handle(self, request: web.Request) -> web.StreamResponse:
-        """Answers any request."""
-        path, config = request.path, self.config
-        if path.startswith("/_control"):
-            return await self._control(request, path)
-        parts = path.strip("/").split("/")
-        if parts[0] == "api":
-            known = (
-                len(parts) == 7 and parts[1] in ("public", "private") and (parts[3], parts[6]) == ("subgraphs", "gn")
-            )
-            if not known or parts[4] not in config.names or parts[5] not in config.versions or request.method != "POST":
-                return web.Response(status=404, text="Not Found")
-            return await self._query(request, needs_token=parts[1] == "private")
-        if len(parts) != 3 or parts[:2] != ["subgraphs", "name"] or request.method != "POST":
-            return json_response({"message": "Not found"})
-        if parts[2] not in config.names:
-            return json_response(error_body([f"deployment `{parts[2]}` does not exist"]))
-        return await self._query(request, needs_token=False)
+    def configure(self, config: SubgraphConfig) -> None:
+        """From now on: limits, token, latency, jitter and ``retry_after``; the rest of ``config`` is not looked at again.
+
+        With another rate limit its window is empty. Raises :class:`~payout_pipeline.errors.ConfigurationError`.
+        """
+        try:
+            limit = RateLimit.parse(config.rate_limit) if config.rate_limit else None
+        except ValueError as error:
+            raise ConfigurationError(f"the rate limit of the local subgraph: {error}") from error
+        if limit != self._limit:
+            self._limit = limit
+            self._admitted.clear()
+        self.config = config
+
+    def application(self) -> web.Application:
+        """All paths. What is none of them is answered as graph-node or Goldsky's gateway answer it."""
+        app = web.Application(client_max_size=64 * 1024 * 1024)
+        router = app.router
+        router.add_post(f"/subgraphs/name/{NAME}", self._query)
+        router.add_post("/subgraphs/name/{name}", _no_deployment)
+        router.add_post(f"/api/public/{{project}}/subgraphs/{NAME}/{VERSION}/gn", self._query)
+        router.add_get("/_control/log", self._get_log)
+        router.add_delete("/_control/log", self._clear_log)
+        router.add_route("*", "/api/{path:.*}", _not_deployed)
+        router.add_route("*", "/{path:.*}", _not_found)
+        return app
 
     # -- one query --------------------------------------------------------------------------------------------------
 
-    async def _query(self, request: web.Request, *, needs_token: bool) -> web.StreamResponse:
-        arrived, authorization = time.monotonic(), request.headers.get("Authorization")
-        entry = self.log.open(arrived, request.path, authorized=authorization is not None)
-        wait = self._seconds_until_admitted(arrived)
+    async def _query(self, request: web.Request) -> web.StreamResponse:
+        entry = LoggedRequest(len(self.log) + 1)
+        self.log.append(entry)
         try:
-            body = await request.read()
-            read = self._read(body)
-            if isinstance(read, Query):
-                entry.operation, entry.kinds, entry.block = read.operation_name, read.kinds, read.block
-                entry.aliases, entry.id_count = len(read.asked), len(read.ids)
-                entry.ids = tuple(read.ids) if self.config.log_ids else ()
-            refused = self._refused(request, entry, len(body), wait, needs_token=needs_token)
-            response = refused or await self._respond(request, entry, read)
+            response = await self._respond(request, entry)
         finally:
-            entry.seconds = time.monotonic() - arrived
-        entry.status = response.status if not response.headers.get("x-aborted") else 0
+            entry.seconds = time.monotonic() - entry.arrived
+        if response is None:
+            if request.transport is not None:
+                request.transport.abort()
+            return web.Response()  # goes nowhere
+        entry.status = response.status
         return response
 
-    def _refused(
-        self, request: web.Request, entry: LoggedRequest, size: int, wait: float, *, needs_token: bool
-    ) -> web.Response | None:
-        """What the gateway answers to a request that it does not let through."""
+    async def _respond(self, request: web.Request, entry: LoggedRequest) -> web.StreamResponse | None:
+        """The response; None where the connection is to be closed."""
         config = self.config
+        wait = self._seconds_until_admitted(entry.arrived)
+        body = await request.read()
+        try:
+            text, variables = _read(body)
+        except (ValueError, KeyError, TypeError) as error:
+            return json_response({"error": f"GraphQL server error (client error): {error!r}"}, status=400)
+        answer = self.engine.answer(text, variables)
+        ids = answer.ids
+        entry.operation, entry.aliases, entry.id_count = answer.operation, len(answer.asked), len(ids)
+        entry.ids = tuple(ids) if config.log_ids else ()
+        entry.block = dict(answer.block) if answer.block else None
         if wait > 0:
-            entry.faults = ("rate_limit",)
-            return self._too_many(wait)
-        if config.max_body_bytes is not None and size > config.max_body_bytes:
-            entry.faults = ("max_body_bytes",)
-            return status_answer(request, {"status": 413})
-        if (config.token or needs_token) and request.headers.get("Authorization") != f"Bearer {config.token}":
+            value = config.retry_after
+            retry_after = str(math.ceil(wait)) if value == "seconds" else value
+            return status_page(429, "Too Many Requests", retry_after=retry_after)
+        if config.max_body_bytes is not None and len(body) > config.max_body_bytes:
+            return status_page(413)
+        if config.token and request.headers.get("Authorization") != f"Bearer {config.token}":
             return json_response({"message": "Unauthorized"}, status=401)
         if config.max_aliases is not None and entry.aliases > config.max_aliases:
-            entry.faults = ("max_aliases",)
-            return abort(request)
-        return None
-
-    async def _respond(
-        self, request: web.Request, entry: LoggedRequest, read: Query | web.Response
-    ) -> web.StreamResponse:
-        struck = self.faults.judge(entry, read.ids if isinstance(read, Query) else ())
+            return None
+        struck = self.faults.striking(entry, ids)
         entry.faults = tuple(fault.kind for fault in struck)
-        delay = sum(float(fault.options.get("seconds", 1.0)) for fault in struck if fault.kind == "slow")
-        jitter = self.config.jitter * (2 * self.faults.dice.random() - 1) if self.config.jitter else 0.0
-        await asyncio.sleep(max(0.0, self.config.latency + delay + jitter))
-        for fault in struck:
-            if fault.ends:
-                return await self._fail(request, entry, read, fault, struck)
-        return read if isinstance(read, web.Response) else json_response(self._answer(entry, read, struck))
+        delay = sum(fault.options.get("seconds", 1.0) for fault in struck if fault.kind == "slow")
+        jitter = config.jitter * (2 * self.faults.random.random() - 1) if config.jitter else 0.0
+        await asyncio.sleep(max(0.0, config.latency + delay + jitter))
+        payload = altered(self._limited(answer), answer.asked, struck)
+        if replacing := [fault for fault in struck if fault.kind in REPLACES]:
+            return await fail(replacing[0], request, payload, answer.asked)
+        data = payload.get("data") or {}
+        entry.rows = sum(len(data.get(key, ())) for key in answer.asked)
+        return json_response(payload)
 
-    def _answer(self, entry: LoggedRequest, read: Query | web.Response, spoils: Sequence[Fault]) -> dict[str, Any]:
-        if isinstance(read, web.Response):
-            return {}
-        limit = self.config.alias_timeout
-        if limit is not None and entry.aliases > limit:
-            return error_body(["Query timed out"])
-        payload, entry.rows = self.engine.answer(read, spoils)
-        return payload
-
-    def _read(self, body: bytes) -> Query | web.Response:
-        """The query, or what is answered instead of one."""
-        try:
-            payload = orjson.loads(body)
-            text, variables = payload["query"], payload.get("variables") or {}
-            if not isinstance(text, str) or not isinstance(variables, dict):
-                raise TypeError("the query is no text, or its variables are no object")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            return json_response({"error": f"GraphQL server error (client error): {error!r}"}, status=400)
-        query = self.engine.read(text, variables)
-        if isinstance(query, dict):
-            return json_response(query)
-        limit = self.config.max_complexity
-        if limit is not None and query.complexity > limit:
-            message = (
-                f"query potentially returns `{query.complexity}` entities or more and thereby exceeds the limit of "
-                f"`{limit}` entities. Possible solutions are reducing the depth of the query, querying fewer "
-                "relationships or using `first` to return smaller collections"
+    def _limited(self, answer: Answer) -> dict[str, Any]:
+        """The body of an answer, or the error of the limit that it exceeds."""
+        most, most_lists = self.config.max_complexity, self.config.alias_timeout
+        if most is not None and answer.complexity > most:
+            return error_body(
+                f"query potentially returns `{answer.complexity}` entities or more and thereby exceeds the limit of "
+                f"`{most}` entities"
             )
-            return json_response(error_body([message]))
-        return query
+        if most_lists is not None and len(answer.asked) > most_lists:
+            return error_body("Query timed out")
+        return answer.body
 
     # -- the rate limit ---------------------------------------------------------------------------------------------
 
     def _seconds_until_admitted(self, now: float) -> float:
         """0 for a request that is let in, which counts from now on; else how long until there is room."""
-        limit = self._rate_limit
+        limit = self._limit
         if limit is None:
             return 0.0
         while self._admitted and now - self._admitted[0] >= limit.seconds:
@@ -229,95 +188,35 @@ class Service:
             return 0.0
         return limit.seconds - (now - self._admitted[0])
 
-    def _too_many(self, wait: float) -> web.Response:
-        value = self.config.retry_after
-        if value == "seconds":
-            value = str(math.ceil(wait))
-        elif value == "date":
-            value = email.utils.formatdate(time.time() + math.ceil(wait) + 1, usegmt=True)
-        headers = {} if value is None else {"Retry-After": value}
-        return web.Response(status=429, text="Too Many Requests", headers=headers)
+    # -- the log ----------------------------------------------------------------------------------------------------
 
-    # -- faults -----------------------------------------------------------------------------------------------------
+    async def _get_log(self, _request: web.Request) -> web.Response:
+        """All requests, and how many there were in the fullest window."""
+        window = self._limit.seconds if self._limit else 10.0
+        requests, most = [asdict(entry) for entry in self.log.entries], self.log.max_in_window(window)
+        return json_response({"requests": requests, "window_seconds": window, "max_in_window": most})
 
-    async def _fail(
-        self,
-        request: web.Request,
-        entry: LoggedRequest,
-        read: Query | web.Response,
-        fault: Fault,
-        spoils: Sequence[Fault],
-    ) -> web.StreamResponse:
-        options, kind = fault.options, fault.kind
-        if kind == "outage":
-            kind = str(options.get("mode", "status"))
-        if kind == "poison":
-            kind = "status" if "status" in options else "errors"
-        if kind == "hang":
-            await asyncio.sleep(float(options.get("seconds", 86_400.0)))
-        if kind in ("hang", "drop"):
-            return abort(request)
-        if kind == "status":
-            return status_answer(request, options)
-        if kind == "redirect":
-            return web.Response(status=int(options.get("status", 307)), headers={"location": str(options["location"])})
-        if kind == "statement_timeout":
-            return json_response(error_body([timeout_message(read.ids if isinstance(read, Query) else ())]))
-        keys = list(read.asked) if isinstance(read, Query) else []
-        if kind == "errors":
-            data = self._answer(entry, read, spoils).get("data") if options.get("with_data") else None
-            return json_response(errors_payload(request, options, data, keys))
-        payload = self._answer(entry, read, spoils)
-        if kind == "body":
-            return await odd_body(options, payload, keys)
-        if kind == "reset":
-            return await reset(request, orjson.dumps(payload), float(options.get("fraction", 0.5)))
-        raise ConfigurationError(f"the fault {fault.kind} has no mode {kind!r}")
+    async def _clear_log(self, _request: web.Request) -> web.Response:
+        self.log.clear()
+        return web.Response(status=204)
 
-    # -- control ----------------------------------------------------------------------------------------------------
 
-    async def _control(self, request: web.Request, path: str) -> web.Response:
-        if path == "/_control/log":
-            since, window = int(request.query.get("since", "0")), self._rate_limit.seconds if self._rate_limit else 10.0
-            entries = [asdict(entry) for entry in self.log.entries if entry.number > since]
-            if request.query.get("ids") == "0":
-                entries = [{name: value for name, value in entry.items() if name != "ids"} for entry in entries]
-            most = self.log.max_in_window(window)
-            return json_response({"requests": entries, "window_seconds": window, "max_in_window": most})
-        if request.method == "POST":
-            try:
-                self.configure(orjson.loads(await request.read()))
-            except (ConfigurationError, TypeError, ValueError, AttributeError) as error:
-                return json_response({"error": str(error)}, status=400)
-        return json_response(
-            {
-                "requests": len(self.log),
-                "faults": self.faults.describe(),
-                **{name: getattr(self.config, name) for name in _SETTABLE if name != "token"},
-                "head": self.engine.chain.head(),
-                "deployment": self.engine.deployment,
-                "conditions": len(self.engine.store),
-            }
-        )
+def _read(body: bytes) -> tuple[str, dict[str, Any]]:
+    """Query and variables. Raises ValueError, KeyError or TypeError for a body that has none."""
+    payload = orjson.loads(body)
+    text, variables = payload["query"], payload.get("variables") or {}
+    if not isinstance(text, str) or not isinstance(variables, dict):
+        raise TypeError("the query is no text, or its variables are no object")
+    return text, variables
 
-    def configure(self, changes: dict[str, Any]) -> None:
-        """Applies ``{"clear": true, "clear_log": true, "faults": [{"kind": …, …}], "rate_limit": …, "latency": …}``.
 
-        Further keys: ``seed``, and ``jitter``, ``retry_after``, ``token``, ``log_ids`` and the limits as in
-        :class:`SubgraphConfig`. ``faults`` adds to what is on.
-        """
-        unknown = changes.keys() - {*_SETTABLE, "clear", "clear_log", "faults", "seed"}
-        if unknown:
-            raise ConfigurationError(f"unknown keys: {', '.join(sorted(unknown))}")
-        if changes.get("clear"):
-            self.faults.clear()
-        if changes.get("clear_log"):
-            self.log.clear()
-            self._admitted.clear()
-        if "seed" in changes:
-            self.faults.seed(int(changes["seed"]))
-        if "rate_limit" in changes:
-            self._rate_limit = RateLimit.parse(changes["rate_limit"]) if changes["rate_limit"] else None
-        self.config = replace(self.config, **{name: changes[name] for name in _SETTABLE if name in changes})
-        for fault in changes.get("faults", ()):
-            self.faults.add(**fault)
+async def _no_deployment(request: web.Request) -> web.Response:
+    return json_response(error_body(f"deployment `{request.match_info['name']}` does not exist"))
+
+
+async def _not_deployed(_request: web.Request) -> web.Response:
+    return web.Response(status=404, text="Not Found")
+
+
+async def _not_found(_request: web.Request) -> web.Response:
+    return json_response({"message": "Not found"})

@@ -86,7 +86,8 @@ class FakeChain:
             number = named[params[0]] if params[0] in named else int(params[0], 16)
             return self.block(number, full=bool(params[1]))
         if method == "eth_getBlockByHash":
-            found = self.chain.number_of(params[0])
+            numbers = range(self.chain.head() + 1)
+            found = next((number for number in numbers if self.chain.block_hash(number) == params[0]), None)
             return None if found is None else self.block(found, full=bool(params[1]))
         if method in ("eth_getLogs", "eth_getBlockReceipts", "trace_filter"):
             return []

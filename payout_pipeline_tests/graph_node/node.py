@@ -22,8 +22,8 @@ from typing import Any
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
-from payout_pipeline.subgraph.chain import NEVER, Chain
-from payout_pipeline.subgraph.decimals import integer_vector, normalise, to_text
+from payout_pipeline.subgraph.chain import Chain
+from payout_pipeline.subgraph.decimals import integer_vector, normalised
 from payout_pipeline.subgraph.store import ConditionRow
 from payout_pipeline_tests.graph_node.fake_chain import FakeChain
 
@@ -77,7 +77,7 @@ class GraphNode:
         lines: list[str] = []
         for row in rows:
             for start, end, payouts in _versions(row):
-                block_range = f"[{start},{'' if end == NEVER else end})"
+                block_range = f"[{start},{end or ''})"
                 lines.append("\t".join((str(len(lines) + 1), block_range, *make(row.id, payouts))))
         schema = f"sgd{self._schema_number(name)}"
         statement = f"copy {schema}.condition (vid, block_range, {columns}) from stdin"
@@ -255,13 +255,13 @@ def _postgres(said: Path, program: str, *arguments: str) -> None:
         raise RuntimeError(f"{program} ended with {done.returncode}:\n{said.read_text()[-2000:]}")
 
 
-def _versions(row: ConditionRow) -> Iterator[tuple[int, int, tuple[str, ...] | None]]:
-    """(first block, block after the last, payouts) of each version of a condition."""
+def _versions(row: ConditionRow) -> Iterator[tuple[int, int | None, tuple[str, ...] | None]]:
+    """(first block, block after the last or None, payouts) of each version of a condition."""
     if row.payouts is None:
-        yield row.created_block, row.deleted_block, None
+        yield row.created_block, None, None
         return
     yield row.created_block, row.resolved_block, None
-    yield row.resolved_block, row.deleted_block, row.payouts
+    yield row.resolved_block, None, row.payouts
 
 
 def _array(values: Iterable[object]) -> str:
@@ -273,7 +273,7 @@ def _positions_values(identity: str, payouts: tuple[str, ...] | None) -> tuple[s
 
 
 def _pnl_values(identity: str, payouts: tuple[str, ...] | None) -> tuple[str, ...]:
-    numerators, denominator = integer_vector([to_text(normalise(text)) for text in payouts or ()])
+    numerators, denominator = integer_vector([normalised(text) for text in payouts or ()])
     return identity, _array(_position_ids(identity)), _array(numerators), str(denominator)
 
 
