@@ -226,7 +226,11 @@ def test_every_name_of_an_environment_is_known_to_somebody(compose: dict[str, An
 
 
 def test_the_pipeline_accepts_each_environment_once_its_blanks_are_filled_in() -> None:
-    filled = {"PAYOUT_RUNTIME_DIR": "s3://bucket/runtime", "PAYOUT_LIMITER_URL": "redis://:secret@host/0"}
+    filled = {
+        "PAYOUT_RUNTIME_DIR": "s3://bucket/runtime",
+        "PAYOUT_LIMITER_URL": "redis://:secret@host/0",
+        "PAYOUT_ALERT_WEBHOOK": "https://hooks.example.com/1",
+    }
     for path in environment_files():
         given = dict(ASSIGNMENT.findall(path.read_text()))
         values = {name: value or filled.get(name, "filled-in") for name, value in given.items()}
