@@ -64,26 +64,25 @@ def write_ids(path: Path, count: int) -> None:
 
 def ids(meter: Meter, directory: Path, count: int) -> None:
     """Reading, normalising and deduplicating the input file."""
-    from payout_pipeline.ids import read_conditions
+    from payout_pipeline.ids import read_ids
 
     write_ids(directory / "ids.txt", count)
     meter.figures["before_mib"] = peak_mib()
     with meter("read"):
-        conditions = read_conditions(directory / "ids.txt", directory)
-    assert conditions.count == count
-    conditions.close()
+        found = read_ids(directory / "ids.txt")
+    assert found.count == count
 
 
 def filled_ledger(meter: Meter, directory: Path, count: int) -> Any:
     """A finished ledger of ``count`` ids in one chunk, as a worker leaves it."""
-    from payout_pipeline.ids import read_conditions
+    from payout_pipeline.chunks import chunk_of
+    from payout_pipeline.ids import read_ids
     from payout_pipeline.ledger import Ledger, Pin, SnapshotInfo, rows_from_answer, start_run
     from payout_pipeline.payouts import parse_payouts
 
     write_ids(directory / "ids.txt", count)
-    conditions = read_conditions(directory / "ids.txt", directory)
     ledger = Ledger(directory / "runtime", "worker_1_of_1")
-    chunk = conditions.chunk(1, 1)
+    chunk = chunk_of(read_ids(directory / "ids.txt"), 1, 1)
     pin = Pin(block_number=1, deployment="Qm", kind="number", head_number=251)
     plan = SnapshotInfo.planned(
         ledger.partition, chunk, endpoint="http://x", batch_size=BATCH, schema_kind="payouts", pin=pin
@@ -102,8 +101,7 @@ def filled_ledger(meter: Meter, directory: Path, count: int) -> Any:
     assert info.counts["resolved"] == count * RESOLVED_PERCENT // 100
     meter.figures["ledger_bytes"] = sum(path.stat().st_size for path in (directory / "runtime").rglob("*.parquet"))
     with meter("verify"):
-        assert ledger.verify(conditions.chunk(1, 1)).closes
-    conditions.close()
+        assert ledger.verify(chunk).closes
     return ledger
 
 
