@@ -19,18 +19,24 @@ help:
 setup: $(STAMP)
 
 # $(call install,environment,lock file): by uv, which is installed into the environment, or by pip where uv cannot be had.
-# Compiled is what each command imports: every command and every run is a process of its own.
+# Compiled is what each command imports: every command and every run is a process of its own. The package of version 1.0.0 owned
+# the script `dagster`, which is gone when that is replaced.
 HEAVY := dagster dagster_shared dagster_graphql gql graphql aiohttp clickhouse_connect pandas numpy pyarrow pydantic rich sqlalchemy
 define install
 @test -n "$(PYTHON)" || { echo "Python 3.10 to 3.13 with venv is needed and was not found; set PYTHON=/path/to/python3" >&2; exit 1; }
 test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+@$(1)/bin/python -m pip --version >/dev/null 2>&1 || $(1)/bin/python -m ensurepip --default-pip >/dev/null
 @$(1)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.lock || true
 @if test -x $(1)/bin/uv; then \
 	$(1)/bin/uv pip install --quiet --python $(1)/bin/python --no-deps --require-hashes -r $(2) && \
-	$(1)/bin/uv pip install --quiet --python $(1)/bin/python --no-deps --no-build-isolation -e .; \
+	$(1)/bin/uv pip install --quiet --python $(1)/bin/python --no-deps --no-build-isolation -e . && \
+	{ test -x $(1)/bin/dagster || \
+	$(1)/bin/uv pip install --quiet --python $(1)/bin/python --no-deps --require-hashes --reinstall-package dagster -r $(2); }; \
 else \
 	$(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --no-compile -r $(2) && \
-	$(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .; \
+	$(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . && \
+	{ test -x $(1)/bin/dagster || \
+	$(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --force-reinstall -r $(2); }; \
 fi
 @$(1)/bin/python -m compileall -qq -j 0 -x '/tests?/' $(addprefix $(1)/lib/python3*/site-packages/,$(HEAVY)) payout_pipeline || true
 @mkdir -p "$(DAGSTER_HOME)" && $(1)/bin/python -c "import dagster as dg; dg.DagsterInstance.get().dispose()"
