@@ -195,6 +195,7 @@ def test_an_unreadable_file_is_an_error(tmp_path: Path) -> None:
         (gzip.compress(b"PAR1" + bytes(100)), "Parquet inside gzip"),
         (b"a" * (3 << 20), "longer than"),
     ],
+    ids=range(8),
 )
 def test_damaged_and_other_formats_are_named(tmp_path: Path, content: bytes, words: str) -> None:
     assert words in refusal(tmp_path, content)

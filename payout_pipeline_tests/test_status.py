@@ -99,7 +99,7 @@ def test_who_asks_often_reads_the_input_once(settings: Settings, monkeypatch: py
     def again(*_: object) -> None:
         raise AssertionError("the input was read again")
 
-    monkeypatch.setattr("payout_pipeline.chunks.read_ids", again)
+    monkeypatch.setattr("payout_pipeline.condition_ids.read_ids", again)
     assert [worker.total_ids for worker in read_status(settings).workers] == [5_000, 5_000]
 
 
