@@ -50,7 +50,10 @@ class Ledger:
     @property
     def repair(self) -> str:
         """The command that makes the snapshot anew."""
-        return f"dagster asset materialize --select goldsky_payouts --partition {self.partition}"
+        return (
+            "dagster asset materialize -m payout_pipeline.definitions "
+            f"--select goldsky_payouts --partition {self.partition}"
+        )
 
     # -- reading
 
