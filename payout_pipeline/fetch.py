@@ -8,6 +8,7 @@ progress files are views of what is on disk.
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -112,8 +113,7 @@ def fetch_worker(
         read_checkpoint(store, worker, log.warning, repair=True)  # a damaged one is kept aside before it is replaced
         finished = _own_result(work, reuse_finished)
         if finished is None:
-            with stop_on_signals() as stop:
-                finished = asyncio.run(_run(work, stop))
+            finished = _run(work)
         write_complete(store, worker, finished)
         return summarise(settings, worker, ledger, finished)
 
@@ -166,41 +166,44 @@ def _own_result(work: _Work, reuse_finished: Callable[[str], bool]) -> SnapshotI
 # ---------------------------------------------------------------------------------------------------------- the run
 
 
-async def _run(work: _Work, stop: StopRequest) -> SnapshotInfo:
-    from payout_pipeline.goldsky.client import GoldskyClient
-    from payout_pipeline.goldsky.pacing import StoppedError
-
+def _run(work: _Work) -> SnapshotInfo:
     if isinstance(work.ids, Chunk) and work.ids.count == 0:  # materializes with 0 rows, and asks nothing
         return _finish(work, start_run(work.ledger, work.plan("none", Pin(0, "")), work.ids), work.stats)
-
-    def on_wait(reason: str, seconds: float) -> None:
-        if work.settings.debug or reason != "window":
-            work.log.info("waiting %.1f s: %s", seconds, scrub(reason))
-
-    try:
-        async with GoldskyClient.from_settings(work.settings, stop=stop.bind(), on_wait=on_wait) as client:
-            history_kept = True
-            for left in reversed(range(_PINS_PER_RUN)):
-                info = await client.probe()
-                running = _begin(work, client, info, history_kept)
-                try:
-                    resumed = running.batches_done
-                    questions = await _ask_all(work, client, running)
-                    stats = _stats(work, client, questions, resumed)
-                    return await asyncio.to_thread(_finish, work, running, stats, questions.last_error)
-                except SnapshotLostError as lost:
-                    if not left:
-                        raise
-                    work.log.warning("%s. The run of %s is pinned anew.", scrub(str(lost)), work.partition)
-                    running.discard()
-                    history_kept = history_kept and not getattr(lost, "history_not_kept", False)
-    except StoppedError:
-        number = stop.signal_number or 15
+    with stop_on_signals() as stop:
+        try:
+            finished = _finish(work, *asyncio.run(_ask(work, stop)))
+        except asyncio.CancelledError:
+            finished = None
+    if stop.requested or finished is None:
+        number = stop.signal_number or signal.SIGTERM
         raise InterruptedRunError(
             f"{work.partition} was interrupted by signal {number}; its finished batches are kept and not asked again. "
             "To continue: start it again.",
             number,
-        ) from None
+        )
+    return finished
+
+
+async def _ask(work: _Work, stop: StopRequest) -> tuple[RunningLedger, FetchStats, str]:
+    """Ask everything, pinned anew where the snapshot is lost: the run, how it asked, and its last error."""
+    from payout_pipeline.goldsky.client import GoldskyClient
+
+    stop.cancels_this_task()
+    async with GoldskyClient.from_settings(work.settings) as client:
+        history_kept = True
+        for left in reversed(range(_PINS_PER_RUN)):
+            info = await client.probe()
+            running = _begin(work, client, info, history_kept)
+            try:
+                resumed = running.batches_done
+                questions = await _ask_all(work, client, running)
+                return running, _stats(work, client, questions, resumed), questions.last_error
+            except SnapshotLostError as lost:
+                if not left:
+                    raise
+                work.log.warning("%s. The run of %s is pinned anew.", scrub(str(lost)), work.partition)
+                running.discard()
+                history_kept = history_kept and not getattr(lost, "history_not_kept", False)
     raise AssertionError("the last attempt returns or raises")
 
 

@@ -2,13 +2,13 @@
 
 A subgraph with ``payouts`` gives numerator/denominator as decimal strings. graph-node rounds a BigDecimal to 34
 significant digits and strips trailing zeros (graph/src/data/store/scalar/bigdecimal.rs), so thirds arrive as
-``0.3333333333333333333333333333333333``. The vector is recovered from the interval of values that read like that:
+``0.3333333333333333333333333333333333``. The vector is recovered from that:
 
 * decimals that sum to exactly one are taken as they are, where their common denominator fits UInt64;
-* otherwise each element is the fraction with the smallest denominator in its interval, and it is believed only if no
-  other fraction with a denominator up to 2**64-1 lies in that interval. Fractions a/b and c/d are at least 1/(b·d)
-  apart and an interval is at most 1e-34 wide, so every vector with a denominator up to 5·10**14 is recovered, and
-  what cannot be told apart is invalid instead of guessed.
+* otherwise each element is the fraction that reads like it, if there is only one with a denominator up to 2**64-1: two
+  fractions a/b and c/d are at least 1/(b·d) apart, and the rounding is at most 1e-34 wide, so every denominator up to
+  5·10**14 is recovered. One element for which that does not hold is what the others leave of one. Where the sum is not
+  one, or fractions cannot be told apart, the vector is invalid instead of guessed.
 
 The CTF contract takes 2 to 256 outcomes and no all-zero vector (ConditionalTokens.prepareCondition, reportPayouts).
 """
@@ -198,26 +198,20 @@ def _from_decimals(texts: tuple[str, ...]) -> Payouts:
 
 def _recover(numbers: list[tuple[int, int]], total: int, scale: int) -> Vector | InvalidVector:
     """The one storable vector whose elements, rounded to 34 significant digits, read like these numbers."""
-    intervals = [_interval(mantissa, places) for mantissa, places in numbers]
-    lowest, highest = sum(low for low, _ in intervals), sum(high for _, high in intervals)
-    if not lowest <= 1 <= highest:
+    elements = [_fraction(mantissa, places) for mantissa, places in numbers]
+    unknown = [index for index, element in enumerate(elements) if element is None]
+    found = [element for element in elements if element is not None]
+    if len(unknown) == 1:
+        rest = Fraction(1) - sum(found)
+        mantissa, places = numbers[unknown[0]]
+        if abs(rest - Fraction(mantissa, 10**places)) <= _rounding(mantissa, places):
+            found.insert(unknown[0], rest)
+    if len(found) == len(numbers) and sum(found) == 1:
+        denominator = lcm(*(element.denominator for element in found))
+        return _lowest_terms([element.numerator * (denominator // element.denominator) for element in found])
+    if not unknown or abs(total - 10**scale) * 10**SIGNIFICANT_DIGITS > len(numbers) * 10**scale:
         return InvalidVector(f"the payouts sum to {_decimal_text(total, scale)}, not to 1")
-    elements: list[Fraction] = []
-    for low, high in intervals:
-        # What the others leave of 1 bounds an element too: it helps where one is much smaller than the other.
-        low, high = max(low, 1 - (highest - high)), min(high, 1 - (lowest - low))
-        if low > high:
-            return InvalidVector(f"the payouts sum to {_decimal_text(total, scale)}, not to 1")
-        simplest = _simplest_between(low, high)
-        if simplest.denominator > MAX_UINT64:
-            return InvalidVector("no fraction with a denominator up to 2^64-1 reads like this")
-        if not _is_alone(simplest, low, high):
-            return InvalidVector("several fractions with a denominator up to 2^64-1 read like this")
-        elements.append(simplest)
-    if sum(elements) != 1:
-        return InvalidVector(f"the payouts sum to {_decimal_text(total, scale)}, not to 1")
-    denominator = lcm(*(element.denominator for element in elements))
-    return _lowest_terms([element.numerator * (denominator // element.denominator) for element in elements])
+    return InvalidVector("none or several fractions with a denominator up to 2^64-1 read like this")
 
 
 def _decimal_text(total: int, scale: int) -> str:
@@ -226,54 +220,20 @@ def _decimal_text(total: int, scale: int) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
-def _interval(mantissa: int, places: int) -> tuple[Fraction, Fraction]:
-    """All values that are rounded to ``mantissa / 10**places``, ends included (either way of rounding a tie).
+def _rounding(mantissa: int, places: int) -> Fraction:
+    """How far ``mantissa / 10**places`` may be from the number that was rounded.
 
     Numbers with more digits than graph-node writes count as rounded at their own last digit.
     """
-    if mantissa == 0:  # rounding to significant digits never makes a zero
-        return Fraction(0), Fraction(0)
     digits = len(str(mantissa))
-    value = Fraction(mantissa, 10**places)
-    unit = Fraction(10 ** max(digits, SIGNIFICANT_DIGITS))
-    half = Fraction(10 ** (digits), 10**places) / unit / 2
-    # Just below a power of ten the digits are ten times finer.
-    below = half / 10 if mantissa == 10 ** (digits - 1) else half
-    return value - below, value + half
+    return Fraction(10**digits, 2 * 10 ** (places + max(digits, SIGNIFICANT_DIGITS)))
 
 
-def _simplest_between(low: Fraction, high: Fraction) -> Fraction:
-    """The fraction with the smallest denominator in [low, high], 0 <= low <= high (by continued fractions)."""
-    whole: list[int] = []
-    while True:
-        floor = low.numerator // low.denominator
-        if floor == low:
-            found = Fraction(floor)
-            break
-        if floor + 1 <= high:
-            found = Fraction(floor + 1)
-            break
-        whole.append(floor)
-        low, high = 1 / (high - floor), 1 / (low - floor)
-    for floor in reversed(whole):
-        found = floor + 1 / found
-    return found
-
-
-def _is_alone(fraction: Fraction, low: Fraction, high: Fraction) -> bool:
-    """Whether no other fraction with a denominator up to 2**64-1 lies in [low, high].
-
-    The neighbours of a/b among these are a/b ± 1/(b·q), q being the largest denominator allowed with a·q ± 1
-    divisible by b.
-    """
-    top, bottom = fraction.numerator, fraction.denominator
-    if low == high:
-        return True
-    inverse = pow(top, -1, bottom) if bottom > 1 else 0
-    for sign, room in ((1, high - fraction), (-1, fraction - low)):
-        # top·q ≡ -sign (mod bottom)
-        residue = (-sign * inverse) % bottom
-        step = MAX_UINT64 - (MAX_UINT64 - residue) % bottom
-        if Fraction(1, bottom * step) <= room:
-            return False
-    return True
+def _fraction(mantissa: int, places: int) -> Fraction | None:
+    """The only fraction with a denominator up to 2**64-1 that is rounded to ``mantissa / 10**places``; else None."""
+    if mantissa == 0:  # rounding to significant digits never makes a zero
+        return Fraction(0)
+    value, half = Fraction(mantissa, 10**places), _rounding(mantissa, places)
+    found = value.limit_denominator(MAX_UINT64)
+    alone = 2 * half * found.denominator * MAX_UINT64 < 1
+    return found if found and alone and abs(found - value) <= half else None

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from payout_pipeline.errors import ConfigurationError, PayoutPipelineError
 from payout_pipeline.id_text import normalise, why_no_id
-from payout_pipeline.payouts import InvalidVector, Vector, parse_numerators, parse_payouts
 from payout_pipeline.scrub import excerpt
 from payout_pipeline.settings import Settings
 from payout_pipeline.words import counted, is_
@@ -17,7 +16,7 @@ from payout_pipeline.words import counted, is_
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from payout_pipeline.goldsky.answers import BatchAnswer
+    from payout_pipeline.goldsky.answers import BatchAnswer, SubgraphInfo
 
 MAX_IDS = 1000
 _DATABASE_WAIT_SECONDS = 5.0
@@ -113,12 +112,12 @@ async def _ask_goldsky(settings: Settings, ids: list[str]) -> tuple[list[dict[st
                 raise
             pin = client.make_pin(info, settings.goldsky_block_margin, history_kept=False)
             answer = await client.fetch_batch(ids, pin)
-    return [_row(i, answer, info.schema_kind == "numerators") for i in ids], answer.block_number
+    return [_row(i, answer, info) for i in ids], answer.block_number
 
 
-def _row(condition_id: str, answer: BatchAnswer, numerators: bool) -> dict[str, Any]:
+def _row(condition_id: str, answer: BatchAnswer, info: SubgraphInfo) -> dict[str, Any]:
     """What was answered of one condition: the fields of :class:`Answered` but for ``stored``."""
-    from payout_pipeline.ledger.rows import raw_text
+    from payout_pipeline.ledger.answers import judge
 
     row: dict[str, Any] = {"condition_id": condition_id, "vector": "", "winning_index": None, "raw": "", "error": ""}
     if condition_id in answer.failed:
@@ -126,15 +125,13 @@ def _row(condition_id: str, answer: BatchAnswer, numerators: bool) -> dict[str, 
     condition = answer.found.get(condition_id)
     if condition is None:
         return row | {"status": "absent"}
-    said = [condition.payout_numerators, condition.payout_denominator] if numerators else condition.payouts
-    vector = parse_numerators(*said) if numerators else parse_payouts(said)
-    row["raw"] = excerpt(raw_text(said) or "null", 2000)
-    if isinstance(vector, Vector):
-        shown = f"[{','.join(map(str, vector.numerators))}]/{vector.denominator}"
-        return row | {"status": "resolved", "vector": shown, "winning_index": vector.winning_index}
-    if isinstance(vector, InvalidVector):
-        return row | {"status": "invalid", "error": excerpt(vector.reason, 500)}
-    return row | {"status": "unresolved"}
+    judged = judge(condition, info)
+    row |= {"status": judged["status"], "raw": excerpt(judged["payouts"] or "null", 2000)}
+    row["error"] = excerpt(judged.get("error", ""), 500)
+    if judged["status"] == "resolved":
+        row["vector"] = f"[{','.join(map(str, judged['payout_numerators']))}]/{judged['payout_denominator']}"
+        row["winning_index"] = judged["winning_index"]
+    return row
 
 
 def _ask_database(settings: Settings, ids: list[str]) -> tuple[list[dict[str, Any]], str]:

@@ -58,15 +58,14 @@ class Questions:
         self.odd_times = OddTimes()
 
     async def ask_batches(self) -> None:
-        """Ask all missing batches, spread over the requests that may be in flight so that none is idle."""
-        missing = self._running.missing_batches
+        """Ask all missing batches."""
 
         async def ask(group: list[int]) -> None:
             ids = [self._running.ids_to_ask(index) for index in group]
             answers = await self._client.fetch_batches(ids, self._running.pin)
             await to_its_end(self._keep_batches(group, ids, answers))
 
-        await self._in_lanes(ask, self._groups(missing, -(-len(missing) // self._lanes)))
+        await self._in_lanes(ask, self._running.missing_batches)
 
     async def scan(self) -> None:
         """Ask for all resolved conditions of each missing prefix."""
@@ -76,8 +75,7 @@ class Questions:
             answers = await self._client.scan(ranges, self._running.pin)
             await to_its_end(self._keep_batches(group, [list(answer.found) for answer in answers], answers))
 
-        missing = self._running.missing_batches
-        await self._in_lanes(ask, self._groups(missing, -(-len(missing) // self._lanes)))
+        await self._in_lanes(ask, self._running.missing_batches)
 
     async def _keep_batches(
         self, group: Sequence[int], ids: Sequence[list[str]], answers: Sequence[BatchAnswer]
@@ -94,27 +92,26 @@ class Questions:
                 self._log_progress()
 
     async def confirm_absences(self) -> None:
-        """Ask once more for the ids that an answer did not have, until two answers agree on each of them.
+        """Ask once more for the ids that an answer did not have, until an answer has none of them.
 
-        No answer shows by itself that an id was left out of it. In a refresh, ids that the former snapshot had as absent
-        already, and that are still, have their second answer. Raises GoldskyUnavailableError where answers keep differing.
+        No answer shows by itself that a row was left out of it, or that a limit of the server cut it off. After an answer
+        that had one of these ids, the others are asked in lists of half the size. Raises GoldskyUnavailableError where
+        answers keep differing.
         """
-        known: set[str] = set()
-        if self._running.carried:
-            absent = self._ledger.read(["condition_id"], ["absent"])
-            known = {i for batch in absent for i in batch.column(0).to_pylist()}
-        batch_of = {i: index for index, ids in self._running.ids_with_status("absent") for i in ids if i not in known}
+        batch_of = {i: index for index, ids in self._running.ids_with_status("absent") for i in ids}
+        size = self._running.info.batch_size
         for _ in range(_CONFIRMATIONS):
-            if not batch_of or not await self._ask_again(batch_of):
+            if not batch_of or not await self._ask_again(batch_of, size):
                 return
+            size = max(1, size // 2)
         raise GoldskyUnavailableError(
             f"{self._ledger.partition}: the subgraph left out other ids in each of {_CONFIRMATIONS} answers, so an absence "
             "means nothing. What was answered is saved.\nTo repair it: start it again when the subgraph answers alike."
         )
 
-    async def _ask_again(self, batch_of: dict[str, int]) -> bool:
-        """Ask for these ids, store what is there after all and take it out; returns whether there was any."""
-        pieces = chunks(list(batch_of), self._running.info.batch_size)
+    async def _ask_again(self, batch_of: dict[str, int], size: int) -> bool:
+        """Ask for these ids in lists of ``size``; store what is there after all and take it out. Returns whether any was."""
+        pieces = chunks(list(batch_of), size)
         there: list[str] = []
 
         async def ask(group: list[list[str]]) -> None:
@@ -130,7 +127,7 @@ class Questions:
                 for i in changed:
                     del batch_of[i]
 
-        await self._in_lanes(ask, self._groups(pieces, len(pieces)))
+        await self._in_lanes(ask, pieces, spread=False)
         if there:
             self._log.warning(
                 f"{len(there):,} ids that an answer had left out were there when asked again, first {there[0]}; "
@@ -147,8 +144,11 @@ class Questions:
             size = min(most, max(1, self._client.batches_per_request), len(waiting))
             yield [waiting.popleft() for _ in range(size)]
 
-    async def _in_lanes(self, ask: Callable[[list[_T]], Coroutine[Any, Any, None]], groups: Iterator[list[_T]]) -> None:
-        """Ask the groups, as many at a time as requests may be in flight. The first fault stops all."""
+    async def _in_lanes(
+        self, ask: Callable[[list[_T]], Coroutine[Any, Any, None]], items: Sequence[_T], *, spread: bool = True
+    ) -> None:
+        """Ask all, ``spread`` over the requests that may be in flight so that none is idle. The first fault stops all."""
+        groups = self._groups(items, -(-len(items) // (self._lanes if spread else 1)))
 
         async def lane() -> None:
             for group in groups:

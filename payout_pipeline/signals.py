@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 
 class StopRequest:
@@ -16,23 +17,21 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
-        self._event: asyncio.Event | None = None
+        self._task: asyncio.Task[Any] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def bind(self) -> asyncio.Event:
-        """An event of the running loop that is set as soon as the stop is requested."""
-        self._loop = asyncio.get_running_loop()
-        self._event = asyncio.Event()
-        if self.signal_number is not None:
-            self._event.set()
-        return self._event
+    def cancels_this_task(self) -> None:
+        """Cancel the running task as soon as the stop is requested."""
+        self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+        if self.requested and self._task is not None:
+            self._task.cancel()
 
     def request(self, signal_number: int) -> None:
         """Ask for the stop; the first caller's signal is kept."""
         if self.signal_number is None:
             self.signal_number = signal_number
-        if self._loop is not None and self._event is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._event.set)
+        if self._loop is not None and self._task is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._task.cancel)
 
     @property
     def requested(self) -> bool:

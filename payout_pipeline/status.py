@@ -51,7 +51,6 @@ class WorkerStatus:
     rate: float
     seconds_left: float | None
     last_batch_age: float | None
-    requests: int
     counts: dict[str, int]
     message: str
 
@@ -174,7 +173,6 @@ def _worker(
         rate=round(rate, 1),
         seconds_left=None if left is None else round(left, 1),
         last_batch_age=None if last is None else round(max(0.0, (now - last).total_seconds()), 1),
-        requests=sum(line.attempts for line in lines),
         counts=dict(checkpoint.counts) if checkpoint else {},
         message="; ".join([*damaged, message] if message else damaged),
     )

@@ -280,15 +280,17 @@ class RemoteStore(Store):
 
 
 def process_is_alive(pid: int) -> bool:
-    """Whether a process of this machine has the number (also one of another user)."""
+    """Whether a process of this machine, of any user, has the number; one that only waits to be reaped is not alive."""
     if pid <= 0:
         return False
     try:
         os.kill(pid, 0)
     except PermissionError:
-        return True
+        pass
     except (ProcessLookupError, OverflowError):  # larger than any process number
         return False
+    with contextlib.suppress(OSError):  # Linux only: the state follows the name, which may have brackets
+        return not Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2].startswith((b"Z", b"X"))
     return True
 
 

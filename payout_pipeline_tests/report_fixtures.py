@@ -27,12 +27,13 @@ from payout_pipeline.checks.catalogue import FETCHED, STORED, VIEW
 from payout_pipeline.chunks import Worklist, chunk_of, partition_key, read_worklist
 from payout_pipeline.condition_ids import todays_ids
 from payout_pipeline.ingest import ingest_worker
-from payout_pipeline.ledger import DIRECTORY, Ledger, Pin, SnapshotInfo, rows_from_answer, start_run
+from payout_pipeline.ledger import DIRECTORY, Ledger, Pin, SnapshotInfo, start_run
 from payout_pipeline.payouts import InvalidVector, Vector
 from payout_pipeline.settings import Settings, load_settings
 from payout_pipeline.truth import rebuild_truth
 from payout_pipeline.verdict import Verdict
 from payout_pipeline.warehouse.client import Warehouse
+from payout_pipeline_tests.ledger_fixtures import make_rows
 
 LOG = logging.getLogger("tests")
 IDS = 24
@@ -100,7 +101,7 @@ class House:
     def _rows(self, ids: list[str]) -> pa.Table:
         known = {condition(number): given for number, given in self.answers.items()}
         found = {i: known[i] for i in ids if not isinstance(known[i], str)}
-        return rows_from_answer(
+        return make_rows(
             ids,
             found,  # type: ignore[arg-type]
             raw=dict.fromkeys(ids, '["raw"]'),

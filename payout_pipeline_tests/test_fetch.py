@@ -52,6 +52,7 @@ def run_json(case: Inline) -> Path:  # noqa: F811
 
 def interrupted(case: Inline) -> None:  # noqa: F811
     """A run that dies after its first batch."""
+    case.env.update(GOLDSKY_CONCURRENT_REQUESTS="1", GOLDSKY_BATCHES_PER_REQUEST="1")
     case.server.faults.add("errors", requests=range(3, 1000), message=BROKEN)
     with pytest.raises(GoldskyPermanentError, match="has no field"):
         case.fetch()

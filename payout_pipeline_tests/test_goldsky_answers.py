@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import random
 from typing import Any
 
 import pytest
 from graphql import build_schema, parse, validate
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from payout_pipeline.goldsky.answers import (
@@ -17,7 +16,6 @@ from payout_pipeline.goldsky.answers import (
     Fields,
     JSONNumber,
     RawCondition,
-    doubtful,
     read_exactly,
     read_probe,
 )
@@ -241,65 +239,6 @@ def test_one_bad_alias_spoils_the_whole_answer(change: dict[str, Any], words: st
     del missing["b1"]
     with pytest.raises(AnswerFault, match="`b1` is no list"):
         check_answer(missing, queries, PIN, SHARES)
-
-
-# --- limits that nobody told us of ------------------------------------------------------------------------------------
-
-
-def _ask_until_believed(existing: set[str], asked: list[str], cap: int) -> tuple[set[str], int]:
-    """The client's loop against a server that silently returns the first ``cap`` rows in order of ids."""
-    found: set[str] = set()
-    pending, requests = [asked], 0
-    while pending:
-        piece = pending.pop()
-        rows = sorted(set(piece) & existing)[:cap]
-        requests += 1
-        assert requests < 1000
-        found |= set(rows)
-        again = doubtful(piece, {identifier: RawCondition([], None, None, None) for identifier in rows})
-        if again:
-            pending.append(again)
-    return found, requests
-
-
-_DICE = random.Random(11)
-_HASHES = [f"{_DICE.getrandbits(256):064x}" for _ in range(1000)]
-
-
-@settings(deadline=None, max_examples=60)
-@given(
-    st.integers(0, 10_000), st.sampled_from([50, 64, 100, 128, 150, 200, 250, 256, 300, 500, 512, 900]), st.floats(0, 1)
-)
-def test_no_id_is_lost_to_a_page_size_that_servers_have(seed: int, cap: int, absent: float) -> None:
-    dice = random.Random(seed)
-    existing = {identifier for identifier in _HASHES if dice.random() >= absent}
-    assert _ask_until_believed(existing, _HASHES, cap)[0] == existing
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.integers(0, 10_000), st.integers(30, 999), st.sampled_from([0.0, 0.02, 0.05]))
-def test_no_id_is_lost_to_any_page_size_where_few_ids_are_absent(seed: int, cap: int, absent: float) -> None:
-    dice = random.Random(seed)
-    existing = {identifier for identifier in _HASHES if dice.random() >= absent}
-    found, _ = _ask_until_believed(existing, _HASHES, cap)
-    # What is not told apart from chance is an end of one or two ids, and then only beside absent ones.
-    assert len(existing - found) <= (3 if absent else 0)
-
-
-@pytest.mark.parametrize("absent", [0.0, 0.05, 0.31, 0.9])
-def test_honest_answers_are_hardly_ever_asked_again(absent: float) -> None:
-    dice, requests = random.Random(3), 0
-    for _ in range(200):
-        existing = {identifier for identifier in _HASHES if dice.random() >= absent}
-        found, needed = _ask_until_believed(existing, _HASHES, 1000)
-        assert found == existing
-        requests += needed
-    assert requests <= 200 * (1.04 if absent < 0.5 else 1.10)
-
-
-def test_a_batch_of_which_nothing_or_everything_is_there_is_believed() -> None:
-    assert doubtful(IDS, {}) == []
-    assert doubtful(IDS, dict.fromkeys(IDS, RawCondition([], None, None, None))) == []
 
 
 # --- scans and the probe ------------------------------------------------------------------------------------------------

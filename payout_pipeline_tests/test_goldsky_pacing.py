@@ -8,7 +8,6 @@ import json
 import os
 import random
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -18,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from payout_pipeline.errors import StorageError
 from payout_pipeline.goldsky import pacing
-from payout_pipeline.goldsky.pacing import Pacer, StoppedError, shared_status
+from payout_pipeline.goldsky.pacing import Pacer, shared_status
 from payout_pipeline.goldsky.rate_limit import (
     Budget,
     SharedBudget,
@@ -163,17 +163,16 @@ def test_after_a_429_nobody_is_admitted_until_the_hold_is_over() -> None:
     assert budget.at(now + 12_002, admit, budget.limit, "first", 5000) is None
 
 
-def test_after_a_restart_of_the_machine_all_that_was_sent_counts_as_sent_now() -> None:
+def test_after_a_restart_of_the_machine_nothing_is_sent_for_a_window(caplog: pytest.LogCaptureFixture) -> None:
     budget, now = Memory(limit(2, 10)), 900_000_000
-    for name in ("a", "b"):
-        assert budget.at(now, admit, budget.limit, name, 1000) is None
-        budget.at(now, finish, budget.limit, name)
-        now += 2_000
+    assert budget.at(now, hold, 60.0, "long ago") == 1
+    assert budget.at(now + 60_002, admit, budget.limit, "a", 1000) is None
     now = 5_000  # the monotonic clock began again
-    refusal = budget.at(now, admit, budget.limit, "c", 1000)
+    refusal = budget.at(now, admit, budget.limit, "b", 1000)
     assert refusal is not None
-    assert 8 < refusal.wait_seconds < 10.2
-    assert budget.at(now + 10_121, admit, budget.limit, "c", 1000) is None
+    assert 10 < refusal.wait_seconds < 10.2
+    assert "restarted" in caplog.text
+    assert budget.at(now + 10_021, admit, budget.limit, "b", 1000) is None
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"ended": 1}', '{"ended": {}, "in_flight": 5}'])
@@ -181,7 +180,7 @@ def test_a_budget_that_cannot_be_read_begins_anew_with_a_pause(text: str, caplog
     budget, now = Memory(limit(5, 1)), 10_000_000
     budget.text = text
     assert budget.at(now, admit, budget.limit, "a", 1000) is not None
-    assert "damaged" in caplog.text
+    assert "begins anew" in caplog.text
     assert budget.at(now + 1_021, admit, budget.limit, "a", 1000) is None
 
 
@@ -209,16 +208,16 @@ def test_a_runtime_directory_in_an_object_store_leaves_the_file_on_this_machine(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     store = pacing.open_store("http://x/y", limit(5, 1), runtime_dir="s3://bucket/runtime")
     assert shared_status(store)["used"] == 0
-    assert [file.name for file in tmp_path.rglob("goldsky-rate.sqlite")] == ["goldsky-rate.sqlite"]
+    assert len(list(tmp_path.rglob("rate-limit/rate-*.json"))) == 1
     (directory,) = tmp_path.iterdir()
     assert directory.stat().st_mode & 0o777 == 0o700
     directory.rename(tmp_path / "away")
     directory.symlink_to(tmp_path / "away")
     for make in (True, False):
-        with pytest.raises(StorageError, match="belongs to somebody else"):
-            pacing.limiter_file("s3://bucket/runtime", make=make)
+        with pytest.raises(StorageError, match="belongs to another user"):
+            pacing.limiter_directory("s3://bucket/runtime", make=make)
     assert pacing.open_store("http://x/y", limit(5, 1), runtime_dir=f"file://{tmp_path}/a%20b").where == str(
-        tmp_path / "a b" / "goldsky-rate.sqlite"
+        tmp_path / "a b" / "rate-limit"
     )
 
 
@@ -269,46 +268,28 @@ def test_a_living_process_is_not_taken_for_dead() -> None:
     assert not owner_is_dead("anything")
 
 
-def test_a_damaged_file_is_set_aside_said_and_followed_by_a_pause(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("damage", [b"", b"this is no budget", os.urandom(8192)])
+def test_damage_in_the_middle_of_a_run_is_said_and_followed_by_a_pause(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: bytes
 ) -> None:
-    path = tmp_path / "goldsky-rate.sqlite"
-    path.write_bytes(b"this is no database" * 500)
-    pacer = Pacer.open("http://x/y", limit(5, 0.5), runtime_dir=tmp_path, request_timeout=5)
+    pacer = Pacer.open("http://x/y", limit(100, 0.5), runtime_dir=tmp_path, request_timeout=5)
 
     async def ask() -> None:
-        async with pacer.slot():
-            pass
-
-    started = time.monotonic()
-    asyncio.run(asyncio.wait_for(ask(), 10))
-    assert time.monotonic() - started >= 0.5
-    aside = list(tmp_path.glob("goldsky-rate.sqlite.corrupt-*"))
-    assert [file.read_bytes()[:7] for file in aside] == [b"this is"]
-    assert "damaged" in caplog.text
-    assert sqlite3.connect(path).execute("PRAGMA quick_check").fetchone() == ("ok",)
-
-
-def test_damage_in_the_middle_of_a_run_is_survived(tmp_path: Path) -> None:
-    path = tmp_path / "goldsky-rate.sqlite"
-    pacer = Pacer.open("http://x/y", limit(100, 0.2), runtime_dir=tmp_path, request_timeout=5)
-
-    async def ask(times: int) -> None:
-        for _ in range(times):
+        for _ in range(5):
             async with pacer.slot():
                 pass
 
-    async def main() -> None:
-        await ask(5)
-        for file in tmp_path.glob("goldsky-rate.sqlite-*"):
-            file.unlink()
-        path.unlink()
-        path.write_bytes(os.urandom(8192))
-        await asyncio.sleep(0.3)
-        await ask(5)
+    async def main() -> float:
+        await ask()
+        (path,) = tmp_path.glob("rate-limit/rate-*.json")
+        path.write_bytes(damage)
+        started = time.monotonic()
+        await ask()
+        return time.monotonic() - started
 
-    asyncio.run(asyncio.wait_for(main(), 20))
-    assert sqlite3.connect(path).execute("PRAGMA quick_check").fetchone() == ("ok",)
+    assert asyncio.run(asyncio.wait_for(main(), 20)) >= 0.5
+    assert "begins anew" in caplog.text
+    assert shared_status(pacer.store)["used"] == 5
 
 
 def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
@@ -319,7 +300,7 @@ def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         async with pacer.slot():
             pass
 
-    with pytest.raises(StorageError, match="goldsky-rate"):
+    with pytest.raises(StorageError, match="rate-limit"):
         asyncio.run(ask())
 
 
@@ -331,15 +312,17 @@ def test_a_locked_file_is_waited_for_without_holding_up_the_event_loop(tmp_path:
         nonlocal ticks
         async with pacer.slot():
             pass
-        other = sqlite3.connect(tmp_path / "goldsky-rate.sqlite", isolation_level=None, check_same_thread=False)
-        other.execute("BEGIN IMMEDIATE")
-        asking = asyncio.ensure_future(pacer.slot().__aenter__())
+        (path,) = tmp_path.glob("rate-limit/rate-*.json")
+        other = FileLock(f"{path}.lock")
+        other.acquire()
+        slot = pacer.slot()
+        asking = asyncio.ensure_future(slot.__aenter__())
         deadline = time.monotonic() + 0.6
         while time.monotonic() < deadline:
             await asyncio.sleep(0.01)
             ticks += 1
         assert not asking.done()
-        other.execute("ROLLBACK")
+        other.release()
         await asyncio.wait_for(asking, 5)
 
     asyncio.run(main())
@@ -371,28 +354,6 @@ else:
     assert (done.stdout, done.returncode) == ("9\n", 0), done.stderr
 
 
-def test_a_stop_ends_every_wait_at_once(tmp_path: Path) -> None:
-    async def main() -> float:
-        stop = asyncio.Event()
-        pacer = Pacer.open("http://x/y", limit(1, 60), runtime_dir=tmp_path, request_timeout=5, stop=stop)
-        async with pacer.slot():
-            pass
-
-        async def ask() -> None:
-            async with pacer.slot():
-                raise AssertionError("there was no place")
-
-        waiting = [asyncio.ensure_future(ask()) for _ in range(20)]
-        await asyncio.sleep(0.1)
-        started = time.monotonic()
-        stop.set()
-        results = await asyncio.gather(*waiting, return_exceptions=True)
-        assert {type(result) for result in results} == {StoppedError}
-        return time.monotonic() - started
-
-    assert asyncio.run(main()) < 1.0
-
-
 def test_a_cancelled_waiter_leaves_nothing_behind(tmp_path: Path) -> None:
     async def main() -> None:
         pacer = Pacer.open("http://x/y", limit(1, 0.3), runtime_dir=tmp_path, request_timeout=5)
@@ -406,6 +367,21 @@ def test_a_cancelled_waiter_leaves_nothing_behind(tmp_path: Path) -> None:
         assert (status["used"], status["in_flight"]) == (1, 0)
         async with pacer.slot():
             pass
+
+    asyncio.run(asyncio.wait_for(main(), 10))
+
+
+def test_an_exception_of_who_is_told_ends_the_wait(tmp_path: Path) -> None:
+    def refuse(_reason: str, _seconds: float) -> None:
+        raise LookupError
+
+    async def main() -> None:
+        pacer = Pacer.open("http://x/y", limit(1, 60), runtime_dir=tmp_path, request_timeout=5, on_wait=refuse)
+        async with pacer.slot():
+            pass
+        with pytest.raises(LookupError):
+            async with pacer.slot():
+                pytest.fail("there was no place")
 
     asyncio.run(asyncio.wait_for(main(), 10))
 

@@ -34,14 +34,13 @@ from payout_pipeline.ledger import (
     RunningLedger,
     SnapshotInfo,
     ledger_schema,
-    rows_from_answer,
     start_run,
 )
 from payout_pipeline.ledger import files as ledger_files
 from payout_pipeline.ledger.accounting import account
 from payout_pipeline.payouts import InvalidVector, Vector, parse_payouts
 from payout_pipeline.storage import Store, open_store
-from payout_pipeline_tests.ledger_fixtures import make_chunk
+from payout_pipeline_tests.ledger_fixtures import make_chunk, make_rows
 
 NOW = datetime(2025, 11, 9, 10, 30, 0, 123000, tzinfo=timezone.utc)
 PIN = Pin(block_number=1000, deployment="QmOne", head_number=1250)
@@ -73,7 +72,7 @@ def answer(ids: list[str], later: bool = False, failing: frozenset[str] = frozen
             answered[condition_id] = parse_payouts(json.loads(text)) if text else None
             raw[condition_id] = text
     failed = {condition_id: "HTTP 503 after 3 retries" for condition_id in ids if condition_id in failing}
-    return rows_from_answer(ids, answered, raw=raw, block_number=block, fetched_at=NOW, failed=failed)
+    return make_rows(ids, answered, raw=raw, block_number=block, fetched_at=NOW, failed=failed)
 
 
 def expected(ids: list[str], later: bool = False) -> Counter[tuple[str, str, str | None]]:
@@ -142,34 +141,6 @@ def test_a_finished_run_has_each_id_once_with_all_that_is_known_of_it(store: Sto
     assert store.names(ledger.prefix) == ["ledger.parquet"]
 
 
-def test_rows_carry_the_vector_in_lowest_terms_and_null_where_nothing_applies() -> None:
-    ids = make_ids(6)
-    table = rows_from_answer(
-        ids,
-        {ids[0]: Vector((27, 23), 50), ids[1]: Vector((1, 1), 2), ids[2]: None, ids[3]: InvalidVector("sum to 2")},
-        raw={ids[0]: '["0.54","0.46"]', ids[1]: '["0.5","0.5"]', ids[2]: None, ids[3]: '["1","1"]'},
-        block_number=7,
-        fetched_at=NOW,
-        resolved_at={ids[0]: 1_700_000_000},
-        failed={ids[4]: "time-out"},
-    )
-
-    columns = ("status", "payouts", "payout_numerators", "payout_denominator", "winning_index", "resolved_at", "error")
-    resolved_at = datetime(2023, 11, 14, 22, 13, 20, tzinfo=timezone.utc)
-    assert table.schema.equals(ledger_schema())
-    assert table["condition_id"].to_pylist() == ids
-    assert [tuple(row[name] for name in columns) for row in table.to_pylist()] == [
-        ("resolved", '["0.54","0.46"]', [27, 23], 50, 0, resolved_at, None),
-        ("resolved", '["0.5","0.5"]', [1, 1], 2, -1, None, None),
-        ("unresolved", None, None, None, None, None, None),
-        ("invalid", '["1","1"]', None, None, None, None, "sum to 2"),
-        ("failed", None, None, None, None, None, "time-out"),
-        ("absent", None, None, None, None, None, None),
-    ]
-    assert set(table["block_number"].to_pylist()) == {7}
-    assert set(table["fetched_at"].to_pylist()) == {NOW}
-
-
 def test_the_directory_is_read_by_pandas_each_id_once_also_while_a_run_is_going(tmp_path: Path) -> None:
     ids = make_ids(12)
     ledger = Ledger(tmp_path, PARTITION)
@@ -190,7 +161,7 @@ def test_large_vectors_stay_exact_on_disk(tmp_path: Path) -> None:
     vector = Vector((2**64 - 2, 1), 2**64 - 1)
     ledger = Ledger(tmp_path, PARTITION)
     running = begin(ledger, make_chunk(ids))
-    running.write_batch(0, rows_from_answer(ids, {ids[0]: vector}, raw={}, block_number=1, fetched_at=NOW))
+    running.write_batch(0, make_rows(ids, {ids[0]: vector}, raw={}, block_number=1, fetched_at=NOW))
     running.finish()
 
     row = next(ledger.read()).to_pylist()[0]
@@ -232,7 +203,7 @@ def test_there_is_nothing_to_read_before_the_first_run(store: Store) -> None:
 
     assert ledger.finished() is None
     with pytest.raises(
-        LedgerError, match="dagster asset materialize --select goldsky_payouts --partition worker_1_of_4"
+        LedgerError, match=r"-m payout_pipeline[.]definitions --select goldsky_payouts --partition worker_1_of_4"
     ):
         list(ledger.read())
 
@@ -616,9 +587,10 @@ def test_a_batch_damaged_after_it_was_written_stops_the_finish_and_is_asked_agai
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{", b"[]", b'{"version": 1}', b"\xff" * 30, b"[" * 100_000])
-def test_lost_facts_of_a_run_are_made_again_from_its_batches(tmp_path: Path, content: bytes | None) -> None:
+def test_a_run_whose_facts_are_lost_is_set_aside_and_begun_anew(tmp_path: Path, content: bytes | None) -> None:
     ids = make_ids(12)
-    ledger = Ledger(tmp_path, PARTITION)
+    said: list[str] = []
+    ledger = Ledger(tmp_path, PARTITION, said.append)
     first = begin(ledger, make_chunk(ids))
     first.write_batch(1, answer(first.ids_to_ask(1)))
     facts = tmp_path / ledger.prefix / "_running" / "run.json"
@@ -626,7 +598,8 @@ def test_lost_facts_of_a_run_are_made_again_from_its_batches(tmp_path: Path, con
 
     second = begin(ledger, make_chunk(ids))
 
-    assert (second.info.snapshot_id, second.pin, on_disk(second)) == (first.info.snapshot_id, PIN, {1})
+    assert (second.info.snapshot_id != first.info.snapshot_id, on_disk(second)) == (True, set())
+    assert any("SET ASIDE _running" in line for line in said)
 
 
 @pytest.mark.parametrize("field", ["version", "batch_size", "refetch", "snapshot_id", "pin", "fingerprint", "mode"])
@@ -887,12 +860,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from payout_pipeline.chunks import chunk_of
 from payout_pipeline.ids import read_ids
-from payout_pipeline.ledger import Ledger, Pin, SnapshotInfo, rows_from_answer, start_run
+from payout_pipeline.ledger import Ledger, Pin, SnapshotInfo, start_run
 from payout_pipeline.payouts import Vector
 
 def answer(ids):
     vectors = dict.fromkeys(ids, Vector((0, 1), 1))
-    return rows_from_answer(ids, vectors, raw={}, block_number=1000, fetched_at=datetime.now(timezone.utc))
+    return make_rows(ids, vectors, raw={}, block_number=1000, fetched_at=datetime.now(timezone.utc))
 
 chunk = chunk_of(read_ids(Path(sys.argv[2])), 1, 4)
 ledger = Ledger(Path(sys.argv[1]), "worker_1_of_4", lambda line: print("log", line, flush=True))
@@ -1063,7 +1036,7 @@ def test_an_amended_row_replaces_its_former_one_and_survives_an_interruption(tmp
     index = next(at for at, left_out in absent.items() if left_out)
     chosen = absent[index][:1]
     before = running.counts
-    later = rows_from_answer(
+    later = make_rows(
         chosen, {chosen[0]: parse_payouts(["1", "0"])}, raw={chosen[0]: RAW[1]}, block_number=1000, fetched_at=NOW
     )
     running.write_batch(index, later)

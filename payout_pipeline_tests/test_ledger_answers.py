@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from payout_pipeline.goldsky.answers import JSONNumber, RawCondition, SubgraphInfo
 from payout_pipeline.goldsky.client import BatchAnswer
-from payout_pipeline.ledger.answers import OddTimes, rows_of_answer
-from payout_pipeline.ledger.rows import fault_in_rows, raw_text, resolution_seconds
+from payout_pipeline.ledger.answers import OddTimes, raw_text, resolution_seconds, rows_of_answer
+from payout_pipeline.ledger.rows import fault_in_rows
 from payout_pipeline.payouts import InvalidVector, Vector, parse_payouts
 
 NOW = datetime(2025, 11, 9, 10, 30, tzinfo=timezone.utc)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from payout_pipeline.ledger import Ledger, Pin, SnapshotInfo, rows_from_answer, start_run
+from payout_pipeline.ledger import Ledger, Pin, SnapshotInfo, start_run
 from payout_pipeline.payouts import InvalidVector, Vector
-from payout_pipeline_tests.ledger_fixtures import make_chunk
+from payout_pipeline_tests.ledger_fixtures import make_chunk, make_rows
 
 NOW = datetime(2025, 11, 9, 10, 30, tzinfo=timezone.utc)
 PARTITION = "worker_1_of_1"
@@ -41,7 +41,7 @@ def finish(
         failed = {i: str(answers[i]) for i in ids if isinstance(answers[i], str) and answers[i] != "absent"}
         running.write_batch(
             index,
-            rows_from_answer(ids, found, raw={}, block_number=1, fetched_at=NOW + timedelta(days=day), failed=failed),  # type: ignore[arg-type]
+            make_rows(ids, found, raw={}, block_number=1, fetched_at=NOW + timedelta(days=day), failed=failed),  # type: ignore[arg-type]
         )
     return running.finish()
 

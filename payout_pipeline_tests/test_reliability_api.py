@@ -45,9 +45,10 @@ def test_a1_a_server_that_cuts_every_answer_at_100_rows_costs_requests_and_no_id
         assert max(request.rows for request in case.server.log.batches()) == 100
 
 
-def test_a1_a_cap_that_no_limit_is_known_for_is_noticed_too(tmp_path):
+@pytest.mark.parametrize("rows", [7, 77])
+def test_a1_a_cap_of_any_size_is_noticed(tmp_path, rows):
     with inline(tmp_path, ids=900, GOLDSKY_BATCH_SIZE="300") as case:
-        case.server.faults.add("page_cap", rows=77)
+        case.server.faults.add("page_cap", rows=rows)
         case.backfill()
         case.assert_right()
 

@@ -50,6 +50,10 @@ def _sample(settings: Settings, ids: IdList | None) -> list[str]:
     return [ids.ids(position, position + 1)[0] for position in positions]
 
 
+class _WouldWaitError(Exception):
+    """The rate limit has no place now; the text is the reason."""
+
+
 @dataclass
 class _Visit:
     """One visit to the subgraph, without retries and with little patience."""
@@ -60,27 +64,22 @@ class _Visit:
 
     async def ask(self, sample: Sequence[str]) -> float | None:
         from payout_pipeline.goldsky.client import GoldskyClient
-        from payout_pipeline.goldsky.pacing import StoppedError
-
-        stop = asyncio.Event()
-        waits: list[str] = []
 
         def on_wait(reason: str, seconds: float) -> None:
             # A second try after a 429, or a wait behind a run that uses the whole limit, is not for the doctor.
-            if reason not in ("window", "pace") or seconds > _LONGEST_WAIT_SECONDS:
-                waits.append(reason)
-                stop.set()
+            if reason != "window" or seconds > _LONGEST_WAIT_SECONDS:
+                raise _WouldWaitError(reason)
 
         with tempfile.TemporaryDirectory(prefix="payout-doctor-") as scratch:
             cautious = self._cautious(scratch)
-            async with GoldskyClient.from_settings(cautious, stop=stop, on_wait=on_wait) as client:
+            async with GoldskyClient.from_settings(cautious, on_wait=on_wait) as client:
                 try:
                     latency = await self._probe(client)
                     if sample:
                         await self._ask_sample(client, list(sample))
                     return latency
-                except StoppedError:
-                    self._stopped(waits[0] if waits else "window")
+                except _WouldWaitError as wait:
+                    self._stopped(str(wait))
                     return None
 
     def _cautious(self, scratch: str) -> Settings:
@@ -100,7 +99,7 @@ class _Visit:
 
     async def _probe(self, client: GoldskyClient) -> float:
         started = time.monotonic()
-        info = await client.probe(patient=False)
+        info = await client.probe()
         latency = time.monotonic() - started
         fields = "payouts" if info.schema_kind == "payouts" else "payoutNumerators and payoutDenominator"
         self._say("ok", f"{self._address} answers in {latency:.2f} s; conditions have {fields}")
@@ -132,7 +131,7 @@ class _Visit:
         self.findings.append(_known(len(sample), len(answer.absent)))
 
     def _stopped(self, reason: str) -> None:
-        if reason in ("window", "pace"):
+        if reason == "window":
             text, repair = "a running backfill uses the whole rate limit; not asked", "Ask again when it is done."
         else:
             text = excerpt(reason)

@@ -6,7 +6,6 @@ Pure functions over parsed JSON. Ids outside this package have no ``0x``; the su
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeGuard
@@ -18,9 +17,6 @@ from payout_pipeline.scrub import excerpt
 SchemaKind = Literal["payouts", "numerators"]
 
 MAX_VALUE_CHARACTERS = 100_000  # 257 outcomes of 34 digits are a tenth of it
-_ROUND_PAGE = 50  # page sizes people and servers choose are multiples of this, or powers of two
-_UNLIKELY = 0.01
-_SMALLEST_PAGE = 30  # nobody chooses less
 _HEX = frozenset("0123456789abcdef")
 
 
@@ -237,8 +233,8 @@ def _length(value: Any) -> int:
 def check_ids(rows: list[Any], ids: Sequence[str], fields: Fields) -> dict[str, RawCondition]:
     """The conditions found among ``ids``. Raises AnswerFault.
 
-    Each row's id was asked for, in the same form, and none comes twice. Whether something is missing is another
-    question: :func:`doubtful`.
+    Each row's id was asked for, in the same form, and none comes twice. An id without a row is absent only once a second
+    answer agrees (``Questions.confirm_absences``): a server may cut lists off, or leave rows out, without saying so.
     """
     if len(rows) > len(ids):
         raise refuse(f"{len(rows)} rows for {len(ids)} ids")
@@ -261,30 +257,6 @@ def _what_is_wrong(row: object, asked: Collection[str]) -> str:
     identifier = row["id"]
     how = " in upper case" if isinstance(identifier, str) and identifier.lower() in asked else ""
     return f"the id {excerpt(str(identifier), 80)} was not asked for{how}"
-
-
-def doubtful(asked: Collection[str], found: dict[str, RawCondition]) -> list[str]:
-    """The ids that an answer may have cut off, in ascending order; empty where the answer can be believed as it is.
-
-    Rows come in ascending order of ids, so a limit that nobody told us of takes away the end, never the middle: if the
-    greatest id asked for is there, nothing was cut off, and what is missing below the last row is really absent. If the
-    end is missing, the page is suspicious where its size is one that limits have (100 is graph-node's own default), or
-    where so long a missing end is improbable, given how many ids are missing before it. Only that end is asked again.
-    """
-    if not found or len(found) == len(asked):
-        return []  # no limit is zero, and nothing is missing
-    last = max(found)
-    tail = sorted(identifier for identifier in asked if identifier > last)
-    if not tail:
-        return []
-    returned = len(found)
-    missing_before = len(asked) - returned - len(tail)
-    share = (missing_before + 1) / (returned + missing_before + 2)
-    # Where nothing else is missing, one id at the very end of a page of some size is no chance either.
-    alone = missing_before == 0 and returned >= _SMALLEST_PAGE
-    improbable = alone or len(tail) * math.log(share) < math.log(_UNLIKELY)
-    round_size = returned % _ROUND_PAGE == 0 or (returned >= 64 and returned & (returned - 1) == 0)
-    return tail if round_size or improbable else []
 
 
 def check_page(rows: list[Any], after: str, upper: str | None, first: int, fields: Fields) -> dict[str, RawCondition]:

@@ -6,9 +6,7 @@ that one poisoned id never costs its neighbours. What a request was refused for 
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -20,7 +18,7 @@ from gql import GraphQLRequest
 from payout_pipeline.errors import GoldskyUnavailableError
 from payout_pipeline.goldsky.answers import AnswerFault, BatchAnswer, RawCondition, SubgraphInfo, read_probe
 from payout_pipeline.goldsky.classify import Fault, FaultKind, classify_errors, is_indexing_error
-from payout_pipeline.goldsky.connection import ClientStats, Connection, SnapshotGoneError, Tally
+from payout_pipeline.goldsky.connection import Connection, SnapshotGoneError, Tally
 from payout_pipeline.goldsky.pacing import Pacer
 from payout_pipeline.goldsky.pin import Pin
 from payout_pipeline.goldsky.queries import (
@@ -39,7 +37,7 @@ if TYPE_CHECKING:
 
     from payout_pipeline.settings import Settings
 
-__all__ = ["BatchAnswer", "ClientStats", "GoldskyClient", "SnapshotGoneError"]
+__all__ = ["BatchAnswer", "GoldskyClient", "SnapshotGoneError"]
 
 logger = logging.getLogger(__name__)
 
@@ -87,23 +85,15 @@ class GoldskyClient(Connection):
         self._believed = False
 
     @classmethod
-    def from_settings(
-        cls,
-        settings: Settings,
-        *,
-        stop: asyncio.Event | None = None,
-        on_wait: Callable[[str, float], None] | None = None,
-        tls: ssl.SSLContext | None = None,
-    ) -> GoldskyClient:
+    def from_settings(cls, settings: Settings, *, on_wait: Callable[[str, float], None] | None = None) -> GoldskyClient:
         """A client for ``GOLDSKY_ENDPOINT`` on the rate limit of the machine (or of ``PAYOUT_LIMITER_URL``)."""
         pacer = Pacer.open(
             settings.goldsky_endpoint,
             settings.goldsky_rate_limit,
             runtime_dir=settings.runtime_dir,
-            request_timeout=settings.goldsky_timeout_seconds,
             limiter_url=settings.limiter_url.get_secret_value() if settings.limiter_url else None,
+            request_timeout=settings.goldsky_timeout_seconds,
             max_retry_after=settings.goldsky_max_retry_after_seconds,
-            stop=stop,
             on_wait=on_wait,
         )
         return cls(
@@ -114,20 +104,17 @@ class GoldskyClient(Connection):
             timeout_seconds=settings.goldsky_timeout_seconds,
             max_retries=settings.goldsky_max_retries,
             outage_budget_seconds=settings.goldsky_outage_budget_seconds,
-            stop=stop,
-            tls=tls,
-            concurrent_requests=settings.goldsky_concurrent_requests,
         )
 
     async def __aenter__(self) -> GoldskyClient:
         await super().__aenter__()
         return self
 
-    async def probe(self, *, patient: bool = True) -> SubgraphInfo:
+    async def probe(self) -> SubgraphInfo:
         """Schema, head and deployment in one request; also kept as ``self.info``.
 
-        Raises GoldskyPermanentError at once where no subgraph with usable conditions answers. An outage is waited for
-        unless ``patient`` is false (then: GoldskyUnavailableError after the retries).
+        Raises GoldskyPermanentError at once where no subgraph with usable conditions answers, GoldskyUnavailableError after
+        the retries.
         """
 
         def read(answer: ExecutionResult) -> SubgraphInfo:
@@ -138,9 +125,12 @@ class GoldskyClient(Connection):
         tally = Tally()
         try:
             self.info = await self.ask(
-                GraphQLRequest(PROBE), read, tally, most_rows=MAX_FIRST, patient=patient,
+                GraphQLRequest(PROBE),
+                read,
+                tally,
+                most_rows=MAX_FIRST,
                 repeat=lambda _fault, attempt: attempt <= self.max_retries,
-            )  # fmt: skip
+            )
         except AnswerFault as error:
             raise self.final(error.fault, tally) from error
         return self.info
@@ -171,7 +161,7 @@ class GoldskyClient(Connection):
             batches: ids of 64 lower-case hex digits, at most 1,000 in a batch, each once.
             pin: the snapshot block.
 
-        Raises SnapshotGoneError (pin anew), GoldskyPermanentError, StoppedError. Everything else ends in
+        Raises SnapshotGoneError (pin anew), GoldskyPermanentError. Everything else ends in
         ``BatchAnswer.failed``.
         """
         for ids in batches:
@@ -224,7 +214,7 @@ class GoldskyClient(Connection):
             finally:
                 for query in group.queries:
                     query.answer.requests += tally.requests
-                    query.answer.attempts += tally.repetitions
+                    query.answer.attempts += tally.retries
                     query.answer.duration = time.monotonic() - started
             self._believed = True
             self._learn_from(group)

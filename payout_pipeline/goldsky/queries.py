@@ -19,7 +19,6 @@ from payout_pipeline.goldsky.answers import (
     check_ids,
     check_meta,
     check_page,
-    doubtful,
     refuse,
 )
 from payout_pipeline.goldsky.pin import Pin
@@ -96,13 +95,10 @@ class IdsQuery:
         return [replace(self, ids=part) for part in chunks(self.ids, size)]
 
     def take(self, found: dict[str, RawCondition], block: int) -> list[Query]:
-        """Next come the ids that the answer may have cut off."""
         self.answer.found |= found
         self.answer.block_number = min(self.answer.block_number or block, block)
-        cut_off = doubtful(self.ids, found)
-        again = set(cut_off)
-        self.answer.absent += [i for i in self.ids if i not in found and i not in again]
-        return [replace(self, ids=cut_off)] if cut_off else []
+        self.answer.absent += [i for i in self.ids if i not in found]
+        return []
 
     def fail(self, message: str, *, unavailable: bool = False) -> None:
         self.answer.failed |= dict.fromkeys(self.ids, message)
@@ -136,7 +132,7 @@ class PageQuery:
         return [replace(self, size=min(self.size, size))]
 
     def take(self, found: dict[str, RawCondition], block: int) -> list[Query]:
-        """Only an empty page is the end: a short one may be a limit that nobody told us of."""
+        """Only an empty page is the end: a short one may be due to a limit of the server."""
         self.answer.block_number = min(self.answer.block_number or block, block)
         if not found:
             return []

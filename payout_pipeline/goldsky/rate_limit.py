@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from payout_pipeline.scrub import excerpt
 from payout_pipeline.shared_store import SharedStore, T
 from payout_pipeline.storage import process_is_alive
 
@@ -102,12 +103,12 @@ class SharedBudget:
             try:
                 budget = Budget.from_json(text) if text is not None else Budget()
                 _forget_what_is_over(budget, now, self.limit)
-            except (ValueError, TypeError, KeyError, AttributeError):
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
                 logger.warning(
-                    "The rate limit in %s was damaged and begins anew with a pause of %.1f s, because what was sent "
-                    "before is no longer known.", self.where, self.limit.window / 1000,
+                    "The rate limit in %s begins anew with a pause of %.1f s, because what was sent before is no longer "
+                    "known: %s", self.where, self.limit.window / 1000, excerpt(str(error)),
                 )  # fmt: skip
-                budget = Budget(hold_until=now + self.limit.window, hold_reason="the stored rate limit was damaged")
+                budget = Budget(hold_until=now + self.limit.window, hold_reason="the rate limit began anew")
             result = action(budget, now)
             return budget.to_json(), result
 
@@ -116,7 +117,7 @@ class SharedBudget:
 
 @dataclass(frozen=True)
 class Refusal:
-    """``wait_seconds`` until it makes sense to ask again. ``reason``: "window", or that of a hold after a 429."""
+    """``wait_seconds`` until it makes sense to try again. ``reason``: "window", or that of a hold after a 429."""
 
     wait_seconds: float
     reason: str
@@ -124,8 +125,8 @@ class Refusal:
 
 def admit(budget: Budget, now: int, limit: Limit, lease: str, lease_ms: int) -> Refusal | None:
     """Count one more request, in flight for ``lease_ms`` at most; a Refusal where it may not be sent now."""
-    for dead in [name for name in budget.in_flight if owner_is_dead(name)]:
-        finish(budget, now, limit, dead)
+    for stale in [name for name in budget.in_flight if owner_is_dead(name)]:
+        finish(budget, now, limit, stale)
     if now < budget.hold_until:
         return Refusal((budget.hold_until - now) / 1000, budget.hold_reason)
     if budget.used() >= limit.requests:
@@ -150,7 +151,7 @@ def give_back(budget: Budget, lease: str) -> None:
 
 
 def hold(budget: Budget, now: int, seconds: float, reason: str) -> int:
-    """A 429 came: nobody sends anything for ``seconds``. Returns the number of such answers so far."""
+    """After a 429: no process sends anything for ``seconds``. Returns the number of such answers so far."""
     until = now + int(seconds * 1000) + 1
     if until > budget.hold_until:
         budget.hold_until, budget.hold_reason = until, reason
@@ -202,23 +203,14 @@ def _count(budget: Budget, ended: int, limit: Limit) -> None:
 
 def _forget_what_is_over(budget: Budget, now: int, limit: Limit) -> None:
     if now < budget.last_admission:
-        _begin_at(budget, now)
+        raise ValueError("the clock went back, or the machine was restarted")
     for lease, latest in list(budget.in_flight.items()):
-        if latest <= now:  # nobody said that it ended
+        if latest <= now:  # its end was never reported
             del budget.in_flight[lease]
             _count(budget, latest, limit)
     budget.ended = {until: count for until, count in budget.ended.items() if until > now}
     if budget.outage_until <= now:
         report_outage(budget, now, "")
-
-
-def _begin_at(budget: Budget, now: int) -> None:
-    """The clock began again (the machine was started): as if no time had passed since the last admission."""
-    passed = budget.last_admission - now
-    budget.in_flight = {lease: latest - passed for lease, latest in budget.in_flight.items()}
-    budget.ended = {until - passed: count for until, count in budget.ended.items()}
-    budget.last_admission, budget.hold_until = now, budget.hold_until - passed
-    report_outage(budget, now, "")
 
 
 def describe(budget: Budget, now: int) -> dict[str, Any]:

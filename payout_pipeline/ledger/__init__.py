@@ -19,7 +19,7 @@ from payout_pipeline.ledger.accounting import Accounting
 from payout_pipeline.ledger.files import DIRECTORY, SNAPSHOT
 from payout_pipeline.ledger.info import SnapshotInfo
 from payout_pipeline.ledger.ledger import Ledger
-from payout_pipeline.ledger.rows import ERROR_STATUSES, STATUSES, Status, ledger_schema, rows_from_answer
+from payout_pipeline.ledger.rows import ERROR_STATUSES, STATUSES, Status, ledger_schema
 from payout_pipeline.ledger.running import RunningLedger
 from payout_pipeline.ledger.start import start_run
 
@@ -35,6 +35,5 @@ __all__ = [
     "SnapshotInfo",
     "Status",
     "ledger_schema",
-    "rows_from_answer",
     "start_run",
 ]

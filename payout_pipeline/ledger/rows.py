@@ -1,15 +1,12 @@
-"""What a row of a ledger is: its columns, how an answer becomes rows, and what cannot be one."""
+"""What a row of a ledger is: its columns, and what cannot be one."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping, Sequence
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
 from payout_pipeline.chunks import Chunk
-from payout_pipeline.payouts import InvalidVector, Vector
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -19,8 +16,6 @@ STATUSES: tuple[Status, ...] = ("resolved", "unresolved", "absent", "invalid", "
 ERROR_STATUSES: tuple[Status, ...] = ("invalid", "failed")
 _ID = re.compile(r"[0-9a-f]{64}")
 _IDS_AT_ONCE = 1 << 14
-_LONGEST_TEXT = 500
-_MILLISECONDS_FROM = 10**11  # in seconds the year 5138, in milliseconds 1973
 
 
 def ledger_schema() -> pa.Schema:
@@ -46,55 +41,6 @@ def ledger_schema() -> pa.Schema:
             pa.field("error", pa.string()),
         ]
     )
-
-
-def rows_from_answer(
-    asked: Sequence[str],
-    answered: Mapping[str, Vector | InvalidVector | None],
-    *,
-    raw: Mapping[str, str | None],
-    block_number: int,
-    fetched_at: datetime,
-    resolved_at: Mapping[str, int | None] | None = None,
-    failed: Mapping[str, str] | None = None,
-) -> pa.Table:
-    """The ledger rows of one batch, in the order asked.
-
-    Args:
-        asked: the ids of the batch.
-        answered: what the subgraph said of each id that it knows; ids missing here and in ``failed`` are ``absent``.
-        raw: the payouts as answered, as JSON text.
-        block_number: the pinned block.
-        fetched_at: when the answer came; an aware datetime.
-        resolved_at: seconds since 1970 by id, where the subgraph has a resolution time.
-        failed: the last error by id, of ids that got no answer.
-
-    Returns:
-        A table of `ledger_schema` with one row an id.
-    """
-    import pyarrow as pa
-
-    times, faults = resolved_at or {}, failed or {}
-    rows: list[dict[str, Any]] = []
-    for condition_id in asked:
-        row: dict[str, Any] = {"condition_id": condition_id, "status": "absent"}
-        if condition_id in faults:
-            row |= {"status": "failed", "error": faults[condition_id] or "no answer"}
-        elif condition_id in answered:
-            vector = answered[condition_id]
-            row |= {"status": "unresolved", "payouts": raw.get(condition_id)}
-            if isinstance(vector, InvalidVector):
-                row |= {"status": "invalid", "error": vector.reason}
-            elif vector is not None:
-                row |= {
-                    "status": "resolved",
-                    "payout_numerators": vector.numerators,
-                    "payout_denominator": vector.denominator,
-                    "winning_index": vector.winning_index,
-                    "resolved_at": times.get(condition_id),
-                }
-        rows.append(row | {"block_number": block_number, "fetched_at": fetched_at})
-    return pa.Table.from_pylist(rows, schema=ledger_schema())
 
 
 def counts_of(table: pa.Table) -> dict[str, int]:
@@ -153,38 +99,3 @@ def _strings(values: Sequence[str]) -> pa.StringArray:
     import pyarrow as pa
 
     return pa.array(list(values), pa.string())
-
-
-def raw_text(value: object) -> str | None:
-    """The payouts as answered, as JSON text; None where there are none. Numbers keep the digits that were sent."""
-    from payout_pipeline.goldsky.answers import JSONNumber
-
-    if value is None:
-        return None
-    if isinstance(value, list):
-        return "[" + ",".join(raw_text(item) or "null" for item in value) + "]"
-    return str(value) if isinstance(value, JSONNumber) else json.dumps(value, ensure_ascii=False)
-
-
-def cut(text: str | None, longest: int = _LONGEST_TEXT) -> str | None:
-    """A text of an answer that is no vector, at most so many characters of it."""
-    if text is None or len(text) <= longest:
-        return text
-    return f"{text[:longest]}… ({len(text):,} characters)"
-
-
-def resolution_seconds(value: object) -> tuple[int | None, bool]:
-    """A ``resolutionTimestamp`` in seconds since 1970, and whether it can be one.
-
-    Milliseconds are recognised by their size. Null and 0 are how subgraphs write an unknown time. What is negative, beyond
-    2106-02-07 (the end of ClickHouse's DateTime) or no number is none.
-    """
-    if value is None:
-        return None, True
-    try:
-        seconds = int(str(value))
-    except ValueError:
-        return None, False
-    if seconds >= _MILLISECONDS_FROM:
-        seconds //= 1000
-    return (seconds or None, True) if 0 <= seconds < 2**32 else (None, False)

@@ -41,8 +41,6 @@ def start_run(ledger: Ledger, plan: SnapshotInfo, ids: Chunk | PrefixRange) -> R
     if former is not None:
         ledger.log(f"{ledger.partition}: resuming run {former.snapshot_id} of {former.started_at}")
         return RunningLedger(ledger, former, ids)
-    if ledger.store.names(ledger.key(files.RUNNING)):
-        ledger.set_aside(files.RUNNING, "it holds no run that can be recognised")
     if plan.refetch == "unresolved" and isinstance(ids, Chunk) and _can_carry(ledger, plan, ids, finished):
         rows = (_as_table(batch) for batch in ledger.read(statuses=["resolved"]))
         files.write_rows(ledger.store, ledger.key(files.CARRIED), ledger_schema(), rows, plan.model_dump_json)
@@ -67,22 +65,15 @@ def _can_carry(ledger: Ledger, plan: SnapshotInfo, ids: Chunk, finished: Snapsho
 
 
 def _former_run(ledger: Ledger) -> SnapshotInfo | None:
-    """The facts of a run that died: run.json, or where it is damaged or missing the footer of one of its files."""
+    """The facts of a run that died; without them its batches are set aside."""
     try:
         return SnapshotInfo.model_validate_json(ledger.store.read(ledger.key(files.RUN_FACTS)))
     except FileNotFoundError:
-        pass
+        reason = "it has no run.json"
     except ValueError as error:
-        ledger.set_aside(files.RUN_FACTS, f"{why_invalid(error)!a}")
-    for name in ledger.store.names(ledger.key(files.RUNNING)):
-        try:
-            facts, _ = files.read_footer(ledger.store, ledger.key(files.RUNNING, name))
-            run = SnapshotInfo.model_validate_json(facts).model_copy(update={"stats": {}})
-        except (LedgerError, ValueError):
-            continue  # it is set aside when the batches are loaded
-        ledger.log(f"{ledger.partition}: run.json was damaged or missing; made it again from {name}")
-        ledger.store.write(ledger.key(files.RUN_FACTS), run.model_dump_json().encode())
-        return run
+        reason = f"its run.json is damaged: {why_invalid(error)!a}"
+    if ledger.store.names(ledger.key(files.RUNNING)):
+        ledger.set_aside(files.RUNNING, reason)
     return None
 
 

@@ -77,8 +77,9 @@ def filled_ledger(meter: Meter, directory: Path, count: int) -> Any:
     """A finished ledger of ``count`` ids in one chunk, as a worker leaves it."""
     from payout_pipeline.chunks import chunk_of
     from payout_pipeline.ids import read_ids
-    from payout_pipeline.ledger import Ledger, Pin, SnapshotInfo, rows_from_answer, start_run
+    from payout_pipeline.ledger import Ledger, Pin, SnapshotInfo, start_run
     from payout_pipeline.payouts import parse_payouts
+    from payout_pipeline_tests.ledger_fixtures import make_rows
 
     write_ids(directory / "ids.txt", count)
     ledger = Ledger(directory / "runtime", "worker_1_of_1")
@@ -95,7 +96,7 @@ def filled_ledger(meter: Meter, directory: Path, count: int) -> Any:
             asked = running.ids_to_ask(index)
             raw = {identity: answers[at % 100] for at, identity in enumerate(asked) if at % 100 < RESOLVED_PERCENT}
             found = {identity: parse_payouts(json.loads(text)) for identity, text in raw.items()}
-            running.write_batch(index, rows_from_answer(asked, found, raw=raw, block_number=1, fetched_at=now))
+            running.write_batch(index, make_rows(asked, found, raw=raw, block_number=1, fetched_at=now))
     with meter("finish"):
         info = running.finish()
     assert info.counts["resolved"] == count * RESOLVED_PERCENT // 100

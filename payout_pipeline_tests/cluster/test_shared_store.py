@@ -139,12 +139,13 @@ def test_a_cancelled_waiter_leaves_no_place_behind(url: str) -> None:
     async def main() -> None:
         pacer = open_pacer(url, "cancel", RateLimit(requests=1, seconds=0.5))
         for pause in (0.0, 0.0005, 0.002, 0.01):
-            waiting = asyncio.ensure_future(pacer.slot().__aenter__())
+            slot = pacer.slot()
+            waiting = asyncio.ensure_future(slot.__aenter__())
             await asyncio.sleep(pause)
             waiting.cancel()
             result = (await asyncio.gather(waiting, return_exceptions=True))[0]
             if not isinstance(result, BaseException):
-                await result.__aexit__(None, None, None)
+                await slot.__aexit__(None, None, None)
         assert shared_status(pacer.store)["in_flight"] == 0
         await pacer.close()
 
