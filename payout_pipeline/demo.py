@@ -156,7 +156,7 @@ def _prepare_pnl(settings: Settings, conditions: Path) -> None:
     from payout_pipeline.warehouse.client import Warehouse
     from payout_pipeline.warehouse.demo import create_demo_pnl
 
-    with Warehouse.from_settings(settings).session("demo") as session:
+    with Warehouse(settings).session("demo") as session:
         create_demo_pnl(session, settings, conditions)
 
 

@@ -17,6 +17,7 @@ from payout_pipeline.settings import Settings
 from payout_pipeline.storage import TOTALS_FILE, open_store
 from payout_pipeline.warehouse.client import Warehouse
 from payout_pipeline.warehouse.identifiers import QualifiedName
+from payout_pipeline.warehouse.load import LoadResult, load_rows
 
 if TYPE_CHECKING:
     from logging import Logger
@@ -24,16 +25,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class IngestSummary:
-    """What a load did. ``resolved`` rows were compared; ``inserted_new`` and ``inserted_changed`` of them written."""
+    """What a load did; ``table_rows`` of this pipeline's source are in the table now."""
 
     partition: str
-    table: str
-    resolved: int
-    inserted_new: int
-    inserted_changed: int
-    unchanged: int
-    removed: int
-    verified: int
+    load: LoadResult
     table_rows: int
     seconds: float
     fingerprint: str
@@ -50,7 +45,7 @@ def prepare_target(settings: Settings, log: Logger) -> None:
     if _tables_of(settings) in _prepared:
         log.info(f"target table {settings.target_table}: looked at when the backfill began")
         return
-    warehouse = Warehouse.from_settings(settings, comment="payout-pipeline: prepare")
+    warehouse = Warehouse(settings, comment="payout-pipeline: prepare")
     with warehouse.session("prepare the target table") as session:
         target = ensure_sources(session, settings).target
         log.info(f"target table {target.name} on {session.address} (ClickHouse {session.version})")
@@ -105,7 +100,6 @@ def ingest_worker(
     """
     from payout_pipeline.verification.baseline import remember_before
     from payout_pipeline.verification.numbers import stored_rows
-    from payout_pipeline.warehouse.load import load_rows
     from payout_pipeline.warehouse.target import ensure_target
     from payout_pipeline.worker_lock import worker_lock
 
@@ -117,7 +111,7 @@ def ingest_worker(
     ):
         ledger, info = finished_ledger(settings, worker)
         comment = f"payout-pipeline: resolutions_external_ingest {partition} run {run_id}"
-        with Warehouse.from_settings(settings, comment=comment).session(f"load {partition}") as session:
+        with Warehouse(settings, comment=comment).session(f"load {partition}") as session:
             target = ensure_target(session, QualifiedName.parse(settings.target_table), settings.clickhouse_cluster)
             remember_before(session, settings)
             result = load_rows(session, target, ledger.read(), allow_removals=allow_removals, log=log.info)
@@ -127,19 +121,7 @@ def ingest_worker(
         f"{partition}: {result.sent:,} resolved rows; {result.inserted_new:,} new, {result.inserted_changed:,} changed, "
         f"{result.unchanged:,} unchanged, {result.removed:,} no longer resolved and removed; {result.verified:,} verified"
     )
-    return IngestSummary(
-        partition=partition,
-        table=result.table,
-        resolved=result.sent,
-        inserted_new=result.inserted_new,
-        inserted_changed=result.inserted_changed,
-        unchanged=result.unchanged,
-        removed=result.removed,
-        verified=result.verified,
-        table_rows=rows,
-        seconds=time.monotonic() - started,
-        fingerprint=info.fingerprint,
-    )
+    return IngestSummary(partition, result, rows, time.monotonic() - started, info.fingerprint)
 
 
 def remember_totals(settings: Settings, rows: int) -> None:

@@ -137,13 +137,13 @@ def _row(condition_id: str, answer: BatchAnswer, info: SubgraphInfo) -> dict[str
 def _ask_database(settings: Settings, ids: list[str]) -> tuple[list[dict[str, Any]], str]:
     """What is stored of the ids; a note instead where the database cannot be asked now. Creates nothing."""
     from payout_pipeline.verification.numbers import stored_vectors
-    from payout_pipeline.warehouse.existing import existing_database
+    from payout_pipeline.warehouse.client import Warehouse
 
-    warehouse = existing_database(settings, "query", _DATABASE_WAIT_SECONDS)
+    warehouse = Warehouse.existing(settings, "query", _DATABASE_WAIT_SECONDS)
     if warehouse is None:
         return [], "the embedded database does not exist yet"
     try:
-        with warehouse.session("query", patient=False) as session:
+        with warehouse.session("query") as session:
             return stored_vectors(session, settings, ids), ""
     except PayoutPipelineError as fault:
         return [], str(fault).partition("\n")[0]

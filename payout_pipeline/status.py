@@ -272,13 +272,13 @@ def _rate_limit(settings: Settings) -> dict[str, Any]:
 
 def _counted(settings: Settings, store: Store, now: datetime, wait: float) -> dict[str, Any]:
     """Rows in ClickHouse and of the view, the age of the count in seconds, and a note where it is not of this moment."""
-    from payout_pipeline.warehouse.existing import existing_database
+    from payout_pipeline.warehouse.client import Warehouse
 
-    warehouse = existing_database(settings, "status", wait if settings.embedded else max(wait, _SERVER_WAIT_SECONDS))
+    warehouse = Warehouse.existing(settings, "status", wait if settings.embedded else max(wait, _SERVER_WAIT_SECONDS))
     if warehouse is None:
         return {"rows_note": "the embedded database does not exist yet"}
     try:
-        with warehouse.session("status", patient=False) as session:
+        with warehouse.session("status") as session:
             return _count(session, settings)
     except PayoutPipelineError as fault:
         reason = str(fault).partition("\n")[0]

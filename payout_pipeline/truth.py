@@ -47,7 +47,7 @@ def rebuild_truth(settings: Settings, *, log: Logger, run_id: str = "") -> Truth
     comment = f"payout-pipeline: vw_resolutions_truth run {run_id}"
     with (
         forwarded_to(log, debug=settings.debug),
-        Warehouse.from_settings(settings, comment=comment).session("rebuild the truth view") as session,
+        Warehouse(settings, comment=comment).session("rebuild the truth view") as session,
     ):
         remember_before(session, settings)
         sql = rebuild_view(session, settings)

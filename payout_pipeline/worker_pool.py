@@ -114,9 +114,6 @@ def _child(
     except Exception as unexpected:
         logger.exception("unexpected fault")
         code, message = 1, scrub(f"{type(unexpected).__name__}: {unexpected}")
-    from payout_pipeline.warehouse.embedded import close_engine
-
-    close_engine()
     sender.send((code, message))
 
 

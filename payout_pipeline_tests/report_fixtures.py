@@ -157,7 +157,7 @@ class House:
 
     def run(self, *statements: str) -> None:
         """Statements with ``{db}`` for the test's database."""
-        with Warehouse.from_settings(self.settings).session("test") as session:
+        with Warehouse(self.settings).session("test") as session:
             for text in statements:
                 session.command(text.replace("{db}", self.database), doing="preparing a test")
 

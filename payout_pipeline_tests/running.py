@@ -179,7 +179,7 @@ def prepare_pnl(place: Place, conditions: Path) -> None:
         "import sys; from pathlib import Path; from payout_pipeline.settings import load_settings\n"
         "from payout_pipeline.warehouse.client import Warehouse; from payout_pipeline.warehouse.demo import create_demo_pnl\n"
         "settings = load_settings()\n"
-        "with Warehouse.from_settings(settings).session('test') as session:\n"
+        "with Warehouse(settings).session('test') as session:\n"
         "    create_demo_pnl(session, settings, Path(sys.argv[1]))\n"
     )
     subprocess.run(

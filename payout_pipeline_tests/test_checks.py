@@ -385,7 +385,7 @@ def test_a_wallet_with_two_rows_in_the_pnl_view_is_named(house: House) -> None: 
 
 def test_wallets_that_lose_their_pnl_fail(house: House) -> None:  # noqa: F811
     with_pnl(house)
-    with Warehouse.from_settings(house.settings).session("test") as session:
+    with Warehouse(house.settings).session("test") as session:
         accept(house.settings, measure(session, house.settings))  # both wallets
     house.run(f"DELETE FROM {{db}}.resolutions_external_ingest WHERE condition_id = '{condition(3)}'")
     failed(house.view("settled_pnl"), "1 of 2 wallets lost their settled P&L")

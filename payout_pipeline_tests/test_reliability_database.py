@@ -168,7 +168,7 @@ def test_c9_a_condition_of_both_sources_has_one_row_and_the_conflict_is_counted(
         f"SELECT payout_numerators AS n, source FROM cascadian_clean.vw_resolutions_truth WHERE condition_id = '{both}'"
     )
     assert [(list(row["n"]), row["source"]) for row in rows] == [([1, 0], "market_resolutions_final")]
-    with Warehouse.from_settings(case.settings).session("test") as session:
+    with Warehouse(case.settings).session("test") as session:
         verdict = checks(case.settings, read_worklist(case.settings), session)["sources_agree"]()
     assert not verdict.passed
     assert both in str(verdict)

@@ -202,7 +202,7 @@ import sys, time
 from payout_pipeline.settings import load_settings
 from payout_pipeline.warehouse.client import Warehouse
 settings = load_settings({}, runtime_dir=sys.argv[1])
-with Warehouse.from_settings(settings).session("a long load") as session:
+with Warehouse(settings).session("a long load") as session:
     session.command("SELECT 1", doing="a test")
     print("holding", flush=True)
     time.sleep(60)

@@ -35,7 +35,7 @@ CANARY = "c4nary-pässword/+=&?"
 
 
 def connect(tmp_path: Path, wait: float = 20, **more: Any) -> Warehouse:
-    return Warehouse.from_settings(
+    return Warehouse(
         load_settings({}, runtime_dir=str(tmp_path), clickhouse_wait_seconds=wait, **more), comment="run r1"
     )
 
@@ -169,7 +169,7 @@ def test_c1_a_server_that_answered_before_is_waited_for_by_the_next_process(http
     front = http_world.front
     front.stop(kill=True)
     threading.Timer(3, front.start).start()  # longer than a first contact would be waited for
-    again = Warehouse.from_settings(http_world.settings)  # knows of the contact through the runtime directory only
+    again = Warehouse(http_world.settings)  # knows of the contact through the runtime directory only
     with again.session("x") as session:
         assert session.scalar("SELECT 2", doing="testing") == 2
 

@@ -43,7 +43,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Front, Fro
 
 
 @pytest.fixture
-def pair(hosts: tuple[Front, Front], tmp_path: Path) -> Iterator[list[World]]:
+def pair(hosts: tuple[Front, Front], tmp_path: Path) -> list[World]:
     """A new name of a database, which nobody has made, as each of the two hosts sees it."""
     database = next(DATABASES)
     made = []
@@ -61,10 +61,8 @@ def pair(hosts: tuple[Front, Front], tmp_path: Path) -> Iterator[list[World]]:
             market_resolutions_table=f"{database}.market_resolutions_final",
             pnl_view="",
         )
-        made.append(World("cluster", settings, Warehouse.from_settings(settings), database, host))
-    yield made
-    for world in made:
-        world.warehouse.close()
+        made.append(World("cluster", settings, Warehouse(settings), database, host))
+    return made
 
 
 def sent(world: World, *beginnings: str) -> list[str]:
@@ -198,7 +196,7 @@ def test_a_replicated_table_that_exists_is_used_as_it_is(pair: list[World], shap
 def test_a_cluster_without_a_server_is_refused(tmp_path: Path) -> None:
     settings = load_settings({}, clickhouse_cluster=CLUSTER, runtime_dir=str(tmp_path))
     with pytest.raises(ConfigurationError, match=r"PAYOUT_CLICKHOUSE_CLUSTER.*CLICKHOUSE_HOST"):
-        Warehouse.from_settings(settings)
+        Warehouse(settings)
 
 
 @pytest.mark.slow

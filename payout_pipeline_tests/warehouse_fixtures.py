@@ -110,7 +110,7 @@ class World:
     def with_settings(self, **changes: Any) -> World:
         """The same ClickHouse, other settings."""
         settings = self.settings.model_copy(update=changes)
-        return World(self.kind, settings, Warehouse.from_settings(settings), self.database, self.front)
+        return World(self.kind, settings, Warehouse(settings), self.database, self.front)
 
 
 def _hashable(value: Any) -> Any:
@@ -163,7 +163,7 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
     front: Front | None = request.getfixturevalue("clickhouse_front") if kind == "http" else None
     runtime = request.getfixturevalue("embedded_runtime") if kind == "embedded" else tmp_path
     settings = _settings(kind, database, runtime, front)
-    made = World(kind, settings, Warehouse.from_settings(settings, comment="test"), database, front)
+    made = World(kind, settings, Warehouse(settings, comment="test"), database, front)
     made.run("CREATE DATABASE {db}", "CREATE DATABASE {db}_clean")
     try:
         yield made
@@ -175,8 +175,6 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
             front.faults()
         with contextlib.suppress(Exception):
             made.run("DROP DATABASE IF EXISTS {db}_clean", "DROP DATABASE IF EXISTS {db}")
-        if kind != "embedded":
-            made.warehouse.close()
 
 
 @pytest.fixture
@@ -184,9 +182,7 @@ def http_world(clickhouse_front: Front, tmp_path: Path) -> Iterator[World]:
     """A fresh database behind the HTTP front, for tests of what only a server can do."""
     database = f"t_{uuid.uuid4().hex[:12]}"
     settings = _settings("http", database, tmp_path, clickhouse_front)
-    made = World(
-        "http", settings, Warehouse.from_settings(settings, comment="run r1 asset a1"), database, clickhouse_front
-    )
+    made = World("http", settings, Warehouse(settings, comment="run r1 asset a1"), database, clickhouse_front)
     made.run("CREATE DATABASE {db}", "CREATE DATABASE {db}_clean")
     try:
         yield made
@@ -195,4 +191,3 @@ def http_world(clickhouse_front: Front, tmp_path: Path) -> Iterator[World]:
             clickhouse_front.stop()
             clickhouse_front.start()
         clickhouse_front.faults()
-        made.warehouse.close()

@@ -140,17 +140,18 @@ def _changes(changes: WhatChanged | None) -> Metadata:
 
 def ingest_metadata(summary: IngestSummary) -> Metadata:
     """Of ``resolutions_external_ingest``."""
+    load = summary.load
     return {
-        "dagster/partition_row_count": summary.resolved,
+        "dagster/partition_row_count": load.sent,
         "dagster/row_count": summary.table_rows,
-        "dagster/table_name": summary.table,
+        "dagster/table_name": load.table,
         "dagster/storage_kind": "clickhouse",
-        "rows_resolved": summary.resolved,
-        "rows_new": summary.inserted_new,
-        "rows_changed": summary.inserted_changed,
-        "rows_unchanged": summary.unchanged,
-        "rows_removed": summary.removed,
-        "rows_verified": summary.verified,
+        "rows_resolved": load.sent,
+        "rows_new": load.inserted_new,
+        "rows_changed": load.inserted_changed,
+        "rows_unchanged": load.unchanged,
+        "rows_removed": load.removed,
+        "rows_verified": load.verified,
         "seconds": dg.MetadataValue.float(float(round(summary.seconds, 3))),
         "fingerprint": summary.fingerprint,
     }

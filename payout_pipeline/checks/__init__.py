@@ -119,9 +119,7 @@ def make_verdicts(
     if not of_view:
         return found
     try:
-        with Warehouse.from_settings(settings, "checks of the truth view").session(
-            "checking the truth view"
-        ) as session:
+        with Warehouse(settings, "checks of the truth view").session("checking the truth view") as session:
             found += _made(settings, asset, of_view, vw_resolutions_truth.checks(settings, worklist, session))
             names = {info.name for info in checks_of(asset, settings)}
             if wanted >= names and all(v.passed or v.nothing or v.severity is Severity.WARN for v in found):

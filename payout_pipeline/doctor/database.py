@@ -19,14 +19,14 @@ _WAIT_SECONDS = 3.0
 
 def database_findings(settings: Settings) -> list[Finding]:
     """Look at the database, without making anything in it."""
-    from payout_pipeline.warehouse.existing import existing_database
+    from payout_pipeline.warehouse.client import Warehouse
 
     findings: list[Finding] = []
     try:
-        warehouse = existing_database(settings, "doctor", _WAIT_SECONDS)
+        warehouse = Warehouse.existing(settings, "doctor", _WAIT_SECONDS)
         if warehouse is None:
             return [_not_made_yet()]
-        with warehouse.session("doctor", patient=False) as session:
+        with warehouse.session("doctor") as session:
             findings.append(Finding("clickhouse", "ok", f"{session.address} answers, version {session.version}"))
             findings += _tables(session, settings)
             if not session.embedded:

@@ -101,7 +101,7 @@ def accept_baseline(settings: Settings) -> None:
     """Forget what was before: the numbers of now are those that later ones are compared with."""
     from payout_pipeline.warehouse.client import Warehouse
 
-    with Warehouse.from_settings(settings, "accepting a loss").session("measuring") as session:
+    with Warehouse(settings, "accepting a loss").session("measuring") as session:
         now = measure(session, settings)
     _write(settings, _BEFORE, now)
     open_store(settings.runtime_dir).delete(_file(settings, _ACCEPTED))

@@ -76,7 +76,7 @@ def stored_equals_fetched(settings: Settings, key: str) -> Verdict:
         sentence = f"There is no finished ledger of {key} to compare the table with."
         repair = f"Run `payout-pipeline backfill --workers {worker_numbers([key])}`."
         return Verdict("stored_equals_fetched", False, Severity.ERROR, sentence, "a ledger", "none", repair=repair)
-    with Warehouse.from_settings(settings, f"check of {key}").session(f"checking {key}") as session:
+    with Warehouse(settings, f"check of {key}").session(f"checking {key}") as session:
         found = compare_stored(session, Place(session, settings).target, ledger.read())
     if found.counts["conflict"]:
         repair += (

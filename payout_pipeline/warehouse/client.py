@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import random
 import threading
@@ -57,13 +58,13 @@ class Session:
     (WarehousePermanentError, StorageError).
     """
 
-    def __init__(self, client: Any, *, embedded_mode: bool, wait_seconds: float, comment: str, address: str) -> None:
+    def __init__(self, client: Any, warehouse: Warehouse, comment: str) -> None:
         self._client = client
-        self._wait = wait_seconds
+        self._wait = warehouse.wait_seconds
         self._comment = comment
         self._insert_id: str | None = None
-        self.embedded = embedded_mode
-        self.address = address
+        self.embedded = warehouse.embedded
+        self.address = warehouse.address
 
     @property
     def version(self) -> str:
@@ -262,63 +263,37 @@ class Session:
 
 
 class Warehouse:
-    """ClickHouse as the settings name it. Cheap to build: nothing is opened before the first :meth:`session`.
+    """ClickHouse as the settings name it: a server where ``CLICKHOUSE_HOST`` is set, else ``<runtime>/clickhouse``.
 
-    ``comment`` names run and asset in the server's query log.
+    Cheap to build: nothing is opened before the first :meth:`session`. ``comment`` names run and asset in the server's query
+    log; ``most_seconds`` shortens ``CLICKHOUSE_WAIT_SECONDS``. Raises ConfigurationError where neither can be used.
     """
 
-    def __init__(
-        self,
-        *,
-        server: Server | None,
-        directory: Path | None,
-        database: str | None = None,
-        wait_seconds: float = 120.0,
-        comment: str = "payout-pipeline",
-        contact_file: Path | None = None,
-    ) -> None:
-        if (server is None) == (directory is None):
-            raise ValueError("a warehouse is either a server or a directory")
-        self._server = server
-        self._directory = directory
-        self._database = database
-        self._wait = wait_seconds
+    def __init__(self, settings: Settings, comment: str = "payout-pipeline", most_seconds: float = math.inf) -> None:
+        self._server = server_of(settings)
+        remote = "://" in settings.runtime_dir
+        if self._server is None and remote:
+            raise ConfigurationError(
+                f"PAYOUT_RUNTIME_DIR is {scrub(settings.runtime_dir)}: the embedded database needs a local one.\n"
+                "To repair it: set CLICKHOUSE_HOST to a server, or PAYOUT_RUNTIME_DIR to a local directory."
+            )
+        self._directory = Path(settings.runtime_dir) / "clickhouse"
+        self._database = settings.clickhouse_database
+        self.wait_seconds = min(settings.clickhouse_wait_seconds, most_seconds)
         self._comment = comment
-        self._contact_file = contact_file
+        self._contact_file = None if remote else Path(settings.runtime_dir) / "clickhouse.contact.json"
+        self._patient = True
         self._client: Any = None
-        self._client_pid = 0
         self._lock = threading.Lock()
 
     @classmethod
-    def from_settings(cls, settings: Settings, comment: str = "payout-pipeline") -> Warehouse:
-        """The warehouse of the settings: a server where ``CLICKHOUSE_HOST`` is set, else ``<runtime>/clickhouse``.
-
-        Raises ConfigurationError where neither can be used.
-        """
-        server = server_of(settings)
-        remote = "://" in settings.runtime_dir
-        runtime = Path(settings.runtime_dir)
-        if server is None:
-            if remote:
-                raise ConfigurationError(
-                    f"PAYOUT_RUNTIME_DIR is {scrub(settings.runtime_dir)}: the embedded database needs a local one.\n"
-                    "To repair it: set CLICKHOUSE_HOST to a server, or PAYOUT_RUNTIME_DIR to a local directory."
-                )
-            return cls(
-                server=None,
-                directory=runtime / "clickhouse",
-                database=settings.clickhouse_database,
-                wait_seconds=settings.clickhouse_wait_seconds,
-                comment=comment,
-            )
-        return cls(
-            server=server,
-            directory=None,
-            database=server.database,
-            wait_seconds=settings.clickhouse_wait_seconds,
-            comment=comment,
-            contact_file=None if remote else runtime / "clickhouse.contact.json",
-        )
+    def existing(cls, settings: Settings, comment: str, most_seconds: float) -> Warehouse | None:
+        """The warehouse for those who only look, and make nothing: None where the embedded database does not exist yet."""
+        if settings.embedded and not (Path(settings.runtime_dir) / "clickhouse").is_dir():
+            return None
+        found = cls(settings, f"payout-pipeline: {comment}", most_seconds)
+        found._patient, found._contact_file = False, None
+        return found
 
     @property
     def embedded(self) -> bool:
@@ -331,43 +306,18 @@ class Warehouse:
         return self._server.address if self._server else f"embedded ClickHouse in {self._directory}"
 
     @contextlib.contextmanager
-    def session(self, purpose: str, *, patient: bool | None = None) -> Iterator[Session]:
+    def session(self, purpose: str) -> Iterator[Session]:
         """A session for ``purpose`` (named to processes that wait for the embedded engine).
 
         A server that does not answer is waited for within ``CLICKHOUSE_WAIT_SECONDS`` if it ever answered before
         (this process, or an earlier one with the same runtime directory), else given up after a few seconds as a wrong
-        address; ``patient`` decides instead of that. Raises WarehouseUnavailableError, WarehousePermanentError,
-        StorageError, ConfigurationError.
+        address. Raises WarehouseUnavailableError, WarehousePermanentError, StorageError, ConfigurationError.
         """
-        if self._directory is not None:
-            engine = embedded.acquire(self._directory, purpose, self._wait, self._open_embedded)
-            try:
-                yield Session(
-                    engine.client,
-                    embedded_mode=True,
-                    wait_seconds=self._wait,
-                    comment=self._comment,
-                    address=self.address,
-                )
-            finally:
-                embedded.release(engine)
-            return
-        yield Session(
-            self._server_client(patient),
-            embedded_mode=False,
-            wait_seconds=self._wait,
-            comment=f"{self._comment} {purpose}".strip(),
-            address=self.address,
-        )
-
-    def close(self) -> None:
-        """Drop connections; the embedded engine is closed if nobody uses it. The warehouse can be used again."""
-        with self._lock:
-            client, self._client = self._client, None
-            if client is not None and self._client_pid == os.getpid():
-                client.close()
-        if self._directory is not None:
-            embedded.close_engine()
+        if self._server is None:
+            with embedded.turn(self._directory, purpose, self.wait_seconds, self._open_embedded) as client:
+                yield Session(client, self, self._comment)
+        else:
+            yield Session(self._server_client(self._server), self, f"{self._comment} {purpose}".strip())
 
     def _open_embedded(self, path: str) -> Any:
         import clickhouse_connect
@@ -385,15 +335,15 @@ class Warehouse:
             raise
         return client
 
-    def _server_client(self, patient: bool | None) -> Any:
+    def _server_client(self, server: Server) -> Any:
         with self._lock:
-            if self._client is not None and self._client_pid == os.getpid():
+            if self._client is not None:
                 return self._client
-            known = patient if patient is not None else self._answered_before()
-            budget = self._wait if known else min(self._wait, FIRST_CONTACT_SECONDS)
+            known = self._patient and self._answered_before()
+            budget = self.wait_seconds if known else min(self.wait_seconds, FIRST_CONTACT_SECONDS)
             try:
-                client = with_patience(
-                    lambda: self._connect(15 if known else 3), budget, f"connecting to {self.address}"
+                self._client = with_patience(
+                    lambda: self._connect(server, 15 if known else 3), budget, f"connecting to {self.address}"
                 )
             except WarehouseUnavailableError as error:
                 if known:
@@ -402,18 +352,14 @@ class Warehouse:
                     f"{error}\nIt has not answered from here before, so the address may be wrong: check "
                     "CLICKHOUSE_HOST, CLICKHOUSE_PORT and CLICKHOUSE_SECURE, and that the server is running."
                 ) from error
-            self._client, self._client_pid = client, os.getpid()
-            weakref.finalize(self, client.close)  # the driver keeps its pools alive until they are closed
+            weakref.finalize(self, self._client.close)  # the driver keeps its pools alive until they are closed
             self._remember_contact()
-            return client
+            return self._client
 
-    def _connect(self, first_seconds: int) -> Any:
+    def _connect(self, server: Server, first_seconds: int) -> Any:
         import clickhouse_connect
         from urllib3 import Retry, Timeout
 
-        server = self._server
-        if server is None:
-            raise ValueError("embedded: there is no server to connect to")
         logging.getLogger("clickhouse_connect.driver._backend.http_sync").setLevel(logging.ERROR)
         client: Any = clickhouse_connect.get_client(
             host=server.host,
@@ -438,7 +384,7 @@ class Warehouse:
             raise
         # A connection may die silently under any statement, so that one read has a part of the budget only. The server
         # says every ten seconds that a statement is still running.
-        read_seconds = min(max(15.0, self._wait / 4), max(5.0, self._wait))
+        read_seconds = min(max(15.0, self.wait_seconds / 4), max(5.0, self.wait_seconds))
         client.timeout = Timeout(connect=_CONNECT_SECONDS, read=read_seconds)
         return client
 

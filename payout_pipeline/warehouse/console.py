@@ -31,7 +31,7 @@ def run_statement(settings: Settings, statement: str, output_format: str = "Pret
         quote_identifier(output_format)
     except ValueError:
         raise ConfigurationError(f"{output_format!r} is no name of a ClickHouse output format") from None
-    with Warehouse.from_settings(settings, "payout-pipeline sql").session("sql") as session:
+    with Warehouse(settings, "payout-pipeline sql").session("sql") as session:
         if not _READS.match(text):
             session.command(text, doing="running the statement", repeatable=False)
             return ""

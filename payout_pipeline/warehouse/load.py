@@ -13,7 +13,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from payout_pipeline.errors import IncompleteError, WarehousePermanentError
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SLICE_ROWS = 100_000
-SAMPLE = 20
 _DELETE_IDS = 1_000
 _UNKNOWN_TIME = -1
 _STATUS_CODES = {"resolved": 1, "unresolved": 0, "absent": 0, "invalid": 2, "failed": 2}
@@ -57,12 +56,10 @@ class LoadResult:
     unchanged: int = 0
     held: int = 0
     conflicts: int = 0
-    conflict_sample: list[str] = field(default_factory=list)
     kept: int = 0
     removed: int = 0
     inserts: int = 0
     verified: int = 0
-    seconds: float = 0.0
 
     @property
     def written(self) -> int:
@@ -104,7 +101,6 @@ def load_rows(
     Raises WarehouseSchemaError before anything of a slice is written where a vector does not fit the columns exactly,
     IncompleteError where the table does not hold what was written, and what a :class:`Session` raises.
     """
-    started = time.monotonic()
     result = LoadResult(table=str(target.name))
     stale: list[str] = []
     for batch in slices(batches):
@@ -118,7 +114,6 @@ def load_rows(
         _remove(session, target, stale, stored, allow_removals)
         result.removed = len(stale)
         log(f"{target.name}: {len(stale):,} rows removed whose condition is not resolved any more")
-    result.seconds = time.monotonic() - started
     return result
 
 
@@ -142,10 +137,6 @@ def _load_slice(session: Session, target: TargetTable, batch: pa.RecordBatch, re
     result.inserted_new += count.get("missing", 0)
     result.inserted_changed += count.get("different", 0)
     result.unchanged += resolved - sum(count.get(state, 0) for state in ("held", "conflict", "missing", "different"))
-    conflicts = found.filter(pc.equal(found.column("state"), "conflict"))
-    for row in conflicts.slice(0, SAMPLE - len(result.conflict_sample)).to_pylist():
-        condition_id = batch.column("condition_id")[row["position"]].as_py()
-        result.conflict_sample.append(f"{condition_id}: {row['shown']} of {row['other_source']}")
     _write(session, target, batch, _to_write(found), result, lambda: _to_write(_differences(session, target, fetched)))
     result.verified += resolved - count.get("conflict", 0)
     stale = found.filter(pc.equal(found.column("state"), "stale")).column("position")

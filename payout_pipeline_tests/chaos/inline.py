@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from payout_pipeline.fetch import FetchSummary, fetch_worker
-from payout_pipeline.ingest import IngestSummary, ingest_worker
+from payout_pipeline.ingest import ingest_worker
 from payout_pipeline.settings import Settings, load_settings
 from payout_pipeline.subgraph.generate import generate
 from payout_pipeline.subgraph.server import SubgraphConfig, SubgraphServer
 from payout_pipeline.truth import rebuild_truth
 from payout_pipeline.warehouse.client import Warehouse
+from payout_pipeline.warehouse.load import LoadResult
 from payout_pipeline_tests.chaos.world import TOKEN, truth_of
 from payout_pipeline_tests.oracle import Evidence, Truth, judge
 
@@ -71,11 +72,11 @@ class Inline:
         """One worker's fetch."""
         return fetch_worker(self.settings, worker, log=self.log, **options)
 
-    def load(self, worker: int = 1) -> IngestSummary:
+    def load(self, worker: int = 1) -> LoadResult:
         """One worker's load."""
-        return ingest_worker(self.settings, worker, log=self.log)
+        return ingest_worker(self.settings, worker, log=self.log).load
 
-    def backfill(self) -> list[IngestSummary]:
+    def backfill(self) -> list[LoadResult]:
         """Everything: each worker, then the view."""
         loads = []
         for worker in range(1, self.settings.workers + 1):
@@ -86,12 +87,12 @@ class Inline:
 
     def rows(self, sql: str) -> list[dict[str, Any]]:
         """Rows of the database, past everything that the pipeline computes."""
-        with Warehouse.from_settings(self.settings).session("reading in a test") as session:
+        with Warehouse(self.settings).session("reading in a test") as session:
             return session.rows(sql, doing="reading in a test")
 
     def command(self, sql: str) -> None:
         """A statement as somebody else would run it."""
-        with Warehouse.from_settings(self.settings).session("a test") as session:
+        with Warehouse(self.settings).session("a test") as session:
             session.command(sql, doing="preparing a test")
 
     def assert_right(self, **changes: Any) -> None:

@@ -58,9 +58,6 @@ def _become(order: dict[str, Any]) -> None:
 
         traceback.print_exc()
     finally:
-        from payout_pipeline.warehouse.embedded import close_engine
-
-        close_engine()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code & 0xFF)

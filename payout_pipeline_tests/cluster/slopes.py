@@ -170,7 +170,7 @@ def load(meter: Meter, directory: Path, count: int) -> None:
     filled = filled_ledger(Meter(), directory, count)
     settings = load_settings({"PAYOUT_RUNTIME_DIR": str(directory / "runtime"), "PAYOUT_PNL_VIEW": ""})
     meter.figures["before_mib"] = peak_mib()
-    with Warehouse.from_settings(settings, comment="slopes").session("slopes") as session:
+    with Warehouse(settings, comment="slopes").session("slopes") as session:
         target = ensure_target(session, QualifiedName.parse(settings.target_table), None)
         ensure_sources(session, settings)
         with meter("load"):

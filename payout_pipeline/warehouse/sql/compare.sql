@@ -12,15 +12,13 @@ WITH stored AS
         max(fetched_ms) AS newest_ms,
         maxOrNullIf(row_version, normal) AS version,
         anyIf(stored_row, own) AS ours,
-        anyIf(stored_row, theirs) AS other,
-        anyIf(source_name, theirs) AS other_source
+        anyIf(stored_row, theirs) AS other
     FROM
     (
         SELECT
             ${id} AS id,
             toString(m.condition_id) = id AS normal,
-            toString(m.source) AS source_name,
-            source_name = {source:String} AS of_source,
+            toString(m.source) = {source:String} AS of_source,
             of_source AND normal AS own,
             NOT of_source AND normal AND m.payout_denominator > 0 AND arrayExists(x -> x > 0, m.payout_numerators) AS theirs,
             ${fetched_ms} AS fetched_ms,
@@ -51,11 +49,7 @@ SELECT
             arrayResize(s.other.1, length(f.numerators)), f.numerators), 'held',
         'conflict') AS state,
     s.newest_ms AS newest_ms,
-    s.version AS version,
-    if(s.own_rows > 0,
-        concat(toString(s.ours.1), '/', toString(s.ours.2)),
-        concat(toString(s.other.1), '/', toString(s.other.2))) AS shown,
-    s.other_source AS other_source
+    s.version AS version
 FROM {fetched:Identifier} AS f
 LEFT JOIN stored AS s ON s.id = f.condition_id
 WHERE state != 'equal'
