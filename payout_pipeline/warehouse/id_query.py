@@ -40,7 +40,7 @@ def query_ids(settings: Settings) -> IdList:
     from payout_pipeline.scrub import excerpt
 
     text = settings.condition_ids_query or ""
-    with Warehouse.from_settings(settings, "payout-pipeline: condition_ids").session("condition_ids") as session:
+    with Warehouse(settings, "payout-pipeline: condition_ids").session("condition_ids") as session:
         try:
             query = _as_select(session, text)
             column = _first_column(session, query)

@@ -208,50 +208,35 @@ def check_values(target: TargetTable, batch: pa.RecordBatch) -> None:
     import pyarrow.compute as pc
 
     numerators = batch.column("payout_numerators")
+    each = pa.array(range(batch.num_rows))
     seconds = batch.column("resolved_at").cast(pa.timestamp("s", "UTC")).cast(pa.int64())
-    values: dict[str, tuple[Any, Any, Integers | None]] = {
-        "payout_numerators": (
-            pc.list_flatten(numerators),
-            pc.list_parent_indices(numerators),
-            integers(element_type(target.columns["payout_numerators"])),
-        ),
-        "payout_denominator": (
-            batch.column("payout_denominator"),
-            None,
-            integers(target.columns["payout_denominator"]),
-        ),
-        "winning_index": (batch.column("winning_index"), None, integers(target.columns["winning_index"])),
-        "resolved_at": (
-            seconds,
-            None,
-            None if "DateTime64" in target.columns["resolved_at"] else Integers(0, 2**32 - 1),
-        ),
+    columns = {
+        "payout_numerators": (pc.list_flatten(numerators), pc.list_parent_indices(numerators)),
+        "payout_denominator": (batch.column("payout_denominator"), each),
+        "winning_index": (batch.column("winning_index"), each),
+        "resolved_at": (seconds, each),
     }
     bad: dict[str, list[int]] = {}
-    for name, (column, parents, held) in values.items():
-        if held is None:
-            continue
-        outside = (
-            [
-                row
-                for row, value in enumerate(column.to_pylist())
-                if value is not None and not held.low <= value <= held.high
-            ]
-            if _may_exceed(column, held)
-            else []
-        )
-        if outside:
-            rows = outside if parents is None else parents.take(pa.array(outside)).to_pylist()
-            bad[name] = list(dict.fromkeys(rows))
+    for name, (values, rows) in columns.items():
+        kind = target.columns[name]
+        held = integers(element_type(kind) or kind)
+        if name == "resolved_at" and "DateTime64" not in kind:
+            held = Integers(0, 2**32 - 1)
+        if held is not None and (outside := rows.filter(_outside(values, held)).unique().to_pylist()):
+            bad[name] = outside
     if bad:
         raise _do_not_fit(target, batch, bad)
 
 
-def _may_exceed(column: Any, held: Integers) -> bool:
+def _outside(values: Any, held: Integers) -> Any:
+    """Which of the values are not within ``held``."""
+    import numpy as np
+    import pyarrow as pa
     import pyarrow.compute as pc
 
-    found = pc.min_max(column).as_py()
-    return found["min"] is not None and not (held.low <= found["min"] and found["max"] <= held.high)
+    own = np.iinfo(values.type.to_pandas_dtype())
+    low, high = max(held.low, int(own.min)), min(held.high, int(own.max))
+    return pc.or_(pc.less(values, pa.scalar(low, values.type)), pc.greater(values, pa.scalar(high, values.type)))
 
 
 def _do_not_fit(target: TargetTable, batch: pa.RecordBatch, bad: dict[str, list[int]]) -> WarehouseSchemaError:
