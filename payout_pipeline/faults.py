@@ -1,4 +1,4 @@
-"""How the pipeline's faults look to Dagster. The one place where its retry policy meets ours.
+"""How the pipeline's faults look to Dagster. Retry policies are here only.
 
 Three layers could retry: a request inside the client, a step by its policy, a run by the daemon. Each fault is retried
 by exactly one of them: requests and statements spend their own budgets below, so the step policy only repeats what is
@@ -32,7 +32,7 @@ class InterruptedStepError(dg.DagsterError, dg.DagsterExecutionInterruptedError)
 def reported_to_dagster() -> Iterator[None]:
     """Turn a fault of the pipeline into a ``dg.Failure`` that carries its message, without secrets, and its retry class.
 
-    What nobody expected fails as well, with its traceback scrubbed: event storage is readable by every user of the UI.
+    An unexpected error fails as well, with its traceback redacted: event storage is readable by every user of the UI.
     """
     try:
         yield
@@ -56,7 +56,7 @@ def reported_to_dagster() -> Iterator[None]:
         ) from None
 
 
-def report_dead_run(instance: dg.DagsterInstance, run_id: str) -> None:
+def report_killed_run(instance: dg.DagsterInstance, run_id: str) -> None:
     """Report a run as failed whose process was killed: who has taken over its worker's lock knows that it is gone."""
     run = instance.get_run_by_id(run_id)
     if run is not None and not run.is_finished:

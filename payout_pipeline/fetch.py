@@ -1,8 +1,7 @@
 """One worker's run: its ids go to Goldsky in batches, what comes back goes into the ledger.
 
-The order matters and is the same every time: settings, runtime directory, ids and the target table are looked at before
-the first request; the snapshot is pinned before the first batch; a batch is on disk before it counts; the checkpoint and
-progress files are views of what is on disk.
+Settings, runtime directory, ids and the target table are checked before the first request; the snapshot is pinned before
+the first batch; a batch is on disk before it counts; the checkpoint and progress files are views of what is on disk.
 """
 
 from __future__ import annotations
@@ -81,14 +80,14 @@ def fetch_worker(
     run_id: str = "",
     backfill_id: str = "",
     reuse_finished: Callable[[str], bool] = lambda _run_id: False,
-    on_dead_run: Callable[[str], None] = lambda _run_id: None,
+    on_killed_run: Callable[[str], None] = lambda _run_id: None,
 ) -> FetchSummary:
     """Ask Goldsky for every id of the worker's chunk and finish its ledger.
 
-    A run that died is continued: finished batches are not asked again, failed ids are. ``refetch='unresolved'`` keeps
+    An interrupted run is continued: finished batches are not asked again, failed ids are. ``refetch='unresolved'`` keeps
     the resolved rows of the last finished ledger and asks for the others. A finished ledger is taken as it is where it
     was made for the same ``backfill_id``, or where ``reuse_finished(run id)`` says that the run which made it never
-    got to its end. ``on_dead_run`` is told the id of an earlier run that was killed while it had the worker's lock.
+    got to its end. ``on_killed_run`` is told the id of an earlier run that was killed while it had the worker's lock.
 
     Raises InputError, ConfigurationError, WarehouseSchemaError before the first request; GoldskyPermanentError;
     SnapshotLostError; ErrorRateError after having saved what was answered; InterruptedRunError; LockHeldError;
@@ -103,7 +102,9 @@ def fetch_worker(
         store.check_writable()
         ids, input_sha256, described = _ids(settings, worker)
         stack.enter_context(
-            worker_lock(settings, partition, purpose="goldsky_payouts", run_id=run_id, log=log, on_dead_run=on_dead_run)
+            worker_lock(
+                settings, partition, purpose="goldsky_payouts", run_id=run_id, log=log, on_killed_run=on_killed_run
+            )
         )
         ledger = Ledger(store, partition, log.warning)
         stats = FetchStats(run_id=run_id, backfill_id=backfill_id, input_sha256=input_sha256)
@@ -119,7 +120,7 @@ def fetch_worker(
 
 
 def _ids(settings: Settings, worker: int) -> tuple[Chunk | PrefixRange, str, str]:
-    """The worker's ids (in a scan: its range of prefixes), the fingerprint of the whole input, and both in words."""
+    """The worker's ids (in a scan: its range of prefixes), the fingerprint of the whole input, and a description."""
     if settings.goldsky_mode == "scan":
         span = prefix_range(worker, settings.workers)
         bounds = f"{span.prefixes[0]} to {span.prefixes[-1]}" if span.prefixes else "(none)"
@@ -147,7 +148,7 @@ def _announce(work: _Work, described: str) -> None:
 
 
 def _own_result(work: _Work, reuse_finished: Callable[[str], bool]) -> SnapshotInfo | None:
-    """The finished ledger, if it is this run's own result: made for the same backfill, or by a run that died later."""
+    """The finished ledger, if it is this run's own result: made for the same backfill, or by a run that failed later."""
     finished = work.ledger.finished()
     if finished is None:
         return None
@@ -208,7 +209,7 @@ async def _ask(work: _Work, stop: StopRequest) -> tuple[RunningLedger, FetchStat
 
 
 def _begin(work: _Work, client: GoldskyClient, info: SubgraphInfo, history_kept: bool) -> RunningLedger:
-    """Pin the snapshot, or take up the run that died with its block."""
+    """Pin the snapshot, or continue the interrupted run with its block."""
     pin = client.make_pin(info, work.settings.goldsky_block_margin, history_kept=history_kept)
     running = start_run(work.ledger, work.plan(info.schema_kind, pin), work.ids)
     work.log.info(
@@ -289,7 +290,7 @@ def _check_error_rate(work: _Work, running: RunningLedger, last_error: str) -> N
         # Asking for the failed ids alone would end here for ever.
         running.discard()
         repair = (
-            "The invalid vectors alone are too many.\nTo repair it: look at one with `payout-pipeline query`; set "
+            "The invalid vectors alone are too many.\nTo repair it: inspect one with `payout-pipeline query`; set "
             f"PAYOUT_MAX_ERROR_RATE higher if they are to be left out; start {work.partition} again, which asks all ids."
         )
     raise ErrorRateError(

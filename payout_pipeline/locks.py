@@ -1,13 +1,12 @@
 """One holder per name: two runs of one worker take turns.
 
-On one machine a lock is an operating-system lock on a file, which the kernel frees when its holder dies. Who holds it
-stands in a small JSON file beside it, for messages only. Where ``PAYOUT_LIMITER_URL`` is set, locks hold across
+On one machine a lock is an operating-system lock on a file, which the kernel frees when its holder ends. A small JSON file
+beside it names the holder, for messages only. Where ``PAYOUT_LIMITER_URL`` is set, locks hold across
 machines: see :mod:`.locks_shared`.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import socket
@@ -15,13 +14,14 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import BaseModel, ConfigDict
+
 from payout_pipeline.errors import LockHeldError
-from payout_pipeline.scrub import scrub
+from payout_pipeline.scrub import excerpt, scrub
 from payout_pipeline.storage import LogLine, process_is_alive, storage_error
 
 if TYPE_CHECKING:
@@ -31,9 +31,10 @@ if TYPE_CHECKING:
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
-@dataclass(frozen=True)
-class Holder:
+class Holder(BaseModel):
     """Who holds a lock, since when (ISO 8601, UTC) and what for."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
 
     pid: int
     host: str
@@ -45,29 +46,19 @@ class Holder:
     def here(cls, purpose: str, run_id: str = "") -> Holder:
         """This process, now."""
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        return cls(os.getpid(), socket.gethostname(), now, scrub(purpose), run_id)
+        return cls(pid=os.getpid(), host=socket.gethostname(), since=now, purpose=scrub(purpose), run_id=run_id)
 
     @classmethod
     def from_json(cls, text: bytes | str) -> Holder | None:
         """The holder written as JSON; None for anything else (the file is a hint and may be damaged)."""
         try:
-            fields = json.loads(text)
-            pid, host, since = fields["pid"], fields["host"], fields["since"]
-            purpose, run_id = fields["purpose"], fields.get("run_id", "")
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            return cls.model_validate_json(text)
+        except ValueError:
             return None
-        texts = (host, since, purpose, run_id)
-        if type(pid) is not int or not all(isinstance(text, str) and text.isprintable() for text in texts):
-            return None
-        return cls(pid, *(text[:200] for text in (host, since, purpose, run_id)))
-
-    def to_json(self) -> str:
-        """The text that `from_json` reads."""
-        return json.dumps(asdict(self))
 
     def __str__(self) -> str:
         run = f", run {self.run_id}" if self.run_id else ""
-        return f"process {self.pid} on {self.host}{run} ({self.purpose}, since {self.since})"
+        return excerpt(f"process {self.pid} on {self.host}{run} ({self.purpose}, since {self.since})", 500)
 
 
 class Locks(ABC):
@@ -93,11 +84,11 @@ class Locks(ABC):
             purpose: what the holder does, for the messages of those who wait.
             run_id: the orchestrator's run, for the same messages.
             wait_seconds: how long to wait for another holder; 0 refuses at once.
-            log: told once when waiting begins, and when a dead holder's lock is taken over.
-            on_takeover: called with the dead holder, once its lock is taken over.
+            log: told once when waiting begins, and when the lock of a stale owner is taken over.
+            on_takeover: called with the stale owner, once its lock is taken over.
 
         Raises:
-            LockHeldError: somebody else still holds it; the message names the holder.
+            LockHeldError: it is still held; the message names the holder.
             StorageError: the lock cannot be kept at this place.
             StoreBusyError: the server that keeps the lock does not answer.
         """
@@ -105,7 +96,7 @@ class Locks(ABC):
         log = log or (lambda _line: None)
 
         def taken_over(former: Holder) -> None:
-            log(f"took over {name} from {former}, which died without giving it back")
+            log(f"took over {name} from {former}, a stale owner: it ended without releasing it")
             on_takeover(former)
 
         waits_until, waiting = time.monotonic() + wait_seconds, False
@@ -127,15 +118,15 @@ class Locks(ABC):
 
     @abstractmethod
     def holder(self, name: str) -> Holder | None:
-        """Who holds ``name`` now, without touching the lock; None where nobody does. For display only."""
+        """The present holder of ``name``, without touching the lock; None if it is free. For display only."""
 
     @abstractmethod
     def _take(
         self, name: str, mine: Holder, taken_over: Callable[[Holder], None]
     ) -> AbstractContextManager[None] | None:
-        """The lock, which is given back when the context ends, or None while somebody else has it.
+        """The lock, which is released when the context ends, or None while it is held elsewhere.
 
-        ``taken_over`` is called with a former holder that died without giving it back.
+        ``taken_over`` is called with a stale owner, which ended without releasing it.
         """
 
     @abstractmethod
@@ -197,7 +188,7 @@ class FileLocks(Locks):
             try:
                 # The name is this holder's alone, since the lock is held.
                 temporary = note.with_name(f".{note.name}.new")
-                temporary.write_text(mine.to_json(), encoding="utf-8")
+                temporary.write_text(mine.model_dump_json(), encoding="utf-8")
                 temporary.replace(note)
             except OSError as error:
                 raise storage_error("write", note, error) from error

@@ -1,15 +1,14 @@
 """Locks that hold across machines: leases in the Redis or PostgreSQL that also keeps the shared rate limit.
 
-One holder per runtime location and name. The holder renews its lease several times in its lifetime; the lease of one
-that dies runs out. A holder that cannot renew in time, or finds that somebody else has the lock, is asked to stop in
-order, as by SIGTERM, before anybody else can have it. (A process that was suspended for longer than the lifetime learns
-it late. What is written under a lock is idempotent, so a late write repeats a value and does not spoil one.)
+One holder per runtime location and name. The holder renews its lease several times in its lifetime; the lease of a
+killed process expires. A holder that cannot renew in time, or finds that another process has the lock, is asked to stop, as by
+SIGTERM, before another one can have it. (A process that was suspended for longer than the lifetime learns it late. What is
+written under a lock is idempotent, so a late write repeats a value and does not spoil one.)
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import random
 import secrets
@@ -18,8 +17,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
 
 from payout_pipeline.errors import ConfigurationError, LockHeldError
 from payout_pipeline.locks import Holder, Locks
@@ -29,7 +29,7 @@ LIFETIME_SECONDS = 30.0
 
 
 class LockLostError(LockHeldError):
-    """The lock went to somebody else, or its server could not be reached for too long."""
+    """The lock went to another process, or its server could not be reached for too long."""
 
 
 class SharedLocks(Locks):
@@ -59,18 +59,23 @@ class SharedLocks(Locks):
 
     def holder(self, name: str) -> Holder | None:
         """See `Locks.holder`; None too where the server does not answer."""
+
+        def read(text: str | None, now: int) -> tuple[None, Holder | None]:
+            lease = _Lease.read(text)
+            return None, lease.holder if lease.until > now else None
+
         try:
-            return self._store.edit(self._key(name), lambda text, now: (None, _Lease.read(text).holder_at(now)))
+            return self._store.edit(self._key(name), read)
         except StoreBusyError:
             return None
         finally:
-            self._store.close()  # who asks may never ask again
+            self._store.close()  # the caller may never ask again
 
     def _key(self, name: str) -> str:
         return f"lock:{hashlib.sha256(self._scope.encode()).hexdigest()[:16]}:{name}"
 
     def _place(self, name: str) -> str:
-        return f"a dead holder's lock is free after {self._lifetime:g} s"
+        return f"a stale owner's lease expires after {self._lifetime:g} s"
 
     def _take(
         self, name: str, mine: Holder, taken_over: Callable[[Holder], None]
@@ -81,7 +86,8 @@ class SharedLocks(Locks):
             former = _Lease.read(text)
             if former.until > now:
                 return None, None
-            return _Lease(token, now + lifetime_ms, mine).to_json(), former
+            lease = _Lease(token=token, until=now + lifetime_ms, holder=mine)
+            return lease.model_dump_json(), former
 
         sent = time.monotonic()
         former = self._store.edit(self._key(name), take)
@@ -104,7 +110,9 @@ class SharedLocks(Locks):
             done.set()
             keeper.join(self._lifetime)
             with suppress(StoreBusyError, ConfigurationError):  # it runs out by itself, and the work is done
-                self._store.edit(self._key(name), lambda text, _now: (_Lease.read(text).released_by(token), None))
+                self._store.edit(
+                    self._key(name), lambda text, _now: ("" if _Lease.read(text).token == token else None, None)
+                )
             self._store.close()
         if lost:
             raise LockLostError(f"{lost[0]}. What was finished is kept; start the worker again, it resumes.")
@@ -134,14 +142,16 @@ class SharedLocks(Locks):
             lease = _Lease.read(text)
             if lease.token != token:
                 return None, f"it is now held by {lease.holder}" if lease.holder else "it was taken away"
-            return _Lease(token, now + round(self._lifetime * 1000), lease.holder).to_json(), ""
+            until = now + round(self._lifetime * 1000)
+            return lease.model_copy(update={"until": until}).model_dump_json(), ""
 
         return self._store.edit(self._key(name), renew)
 
 
-@dataclass(frozen=True)
-class _Lease:
+class _Lease(BaseModel):
     """What is stored for a lock; without a token it is free. ``until``: milliseconds of the store's clock."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
 
     token: str = ""
     until: int = 0
@@ -150,18 +160,6 @@ class _Lease:
     @classmethod
     def read(cls, text: str | None) -> _Lease:
         try:
-            stored = json.loads(text or "{}")
-            return cls(str(stored["token"]), int(stored["until"]), Holder.from_json(stored["holder"]))
-        except (ValueError, TypeError, KeyError):
+            return cls.model_validate_json(text or "{}")
+        except ValueError:
             return cls()
-
-    def to_json(self) -> str:
-        holder = self.holder.to_json() if self.holder is not None else ""
-        return json.dumps({"token": self.token, "until": self.until, "holder": holder})
-
-    def holder_at(self, now: int) -> Holder | None:
-        return self.holder if self.until > now else None
-
-    def released_by(self, token: str) -> str | None:
-        """The text after the release; None where somebody else has the lock by now."""
-        return "" if self.token == token else None

@@ -69,7 +69,7 @@ def parse_payouts(raw: object) -> Payouts:
     if not isinstance(raw, (list, tuple)):
         return InvalidVector(f"payouts are {_kind(raw)}, not a list")
     try:
-        # The type has to be looked at: True == 1 and would share its cache entry.
+        # By type: True == 1 and would share its cache entry.
         return _from_decimals(tuple([item if type(item) is str else _number_text(item) for item in raw]))
     except _NotANumberError as fault:
         return InvalidVector(str(fault))

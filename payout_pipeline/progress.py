@@ -32,7 +32,7 @@ class Progress:
         self._settings, self._workers, self._console = settings, set(workers), console
         self._bars: Bars | None = None
         self._tasks: dict[str, TaskID] = {}
-        self._said: dict[str, str] = {}
+        self._shown: dict[str, str] = {}
         self._next = 0.0
         if console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>5.1f} %"))
@@ -62,16 +62,16 @@ class Progress:
             if worker.worker in self._workers:
                 self._show_worker(worker)
         limits = _limits(status)
-        if limits and limits != self._said.get(""):
+        if limits and limits != self._shown.get(""):
             self._console.print(limits)
-        self._said[""] = limits
+        self._shown[""] = limits
 
     def _show_worker(self, worker: WorkerStatus) -> None:
         words = _words(worker)
         if self._bars is None:
-            if words != self._said.get(worker.partition) and worker.ids:
+            if words != self._shown.get(worker.partition) and worker.ids:
                 self._console.print(f"{worker.partition}: {words}")
-            self._said[worker.partition] = words
+            self._shown[worker.partition] = words
             return
         if worker.partition not in self._tasks:
             self._tasks[worker.partition] = self._bars.add_task(worker.partition, total=None, words="")

@@ -28,7 +28,7 @@ class ResetPlan:
     partitions: tuple[str, ...]
 
     def describe(self) -> str:
-        """The plan for the one who is asked."""
+        """The plan, for the confirmation."""
         lines = [f"  {self.store.describe(key)}" for key in self.keys]
         return (
             f"To be removed ({counted(len(self.keys), 'file or directory', 'files and directories')}):\n"

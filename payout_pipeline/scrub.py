@@ -2,7 +2,7 @@
 
 A secret is registered once, when the settings are read; :func:`scrub` then removes it in each form in which a server
 or a library may echo it: as it is, URL-encoded, and as base64 at any alignment (so also inside a basic
-authorization header, where the user name stands before it).
+authorization header, where the user name precedes it).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _lock = threading.Lock()
 _forms: set[str] = set()
 _pattern: re.Pattern[str] | None = None
 
-# Credentials in a URL and bearer tokens are masked even where nobody registered them.
+# Credentials in a URL and bearer tokens are masked even where they were not registered.
 _URL_CREDENTIALS = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*://)[^/\s@'\"]+@")
 _URL = re.compile(r"(?i:https?)://[^\s'\"<>]+")
 # What looks like a key in the path or query of a URL: hex, a UUID, lower case or upper case with a digit, or a mixture of
@@ -41,8 +41,8 @@ def _base64_cores(value: bytes) -> set[str]:
     cores: set[str] = set()
     for offset in range(3):
         encoded = base64.b64encode(b"\0" * offset + value).decode().rstrip("=")
-        first = (0, 2, 3)[offset]  # characters that also carry bits of what stands before
-        last = len(encoded) - (1 if (offset + len(value)) % 3 else 0)  # and of what stands behind
+        first = (0, 2, 3)[offset]  # characters that also carry bits of what precedes
+        last = len(encoded) - (1 if (offset + len(value)) % 3 else 0)  # and of what follows
         core = encoded[first:last]
         if len(core) >= _MIN_LENGTH + 2:
             cores.add(core)

@@ -1,4 +1,4 @@
-"""Where each worker stands, read from its files, without touching a run.
+"""How far each worker is, read from its files, without touching a run.
 
 Everything comes from the checkpoint and progress files, the holder's note beside the worker's lock, the shared rate
 limit and, for the rows in ClickHouse, the database if it is free, else the count that the last load left. Neither
@@ -39,7 +39,7 @@ _FETCHING = "goldsky_payouts"
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
     """One worker. ``rate`` is ids per second over the last half minute (of the whole run once it is done);
-    ``total_ids``, ``seconds_left`` and ``last_batch_age`` (seconds) are None where nobody knows."""
+    ``total_ids``, ``seconds_left`` and ``last_batch_age`` (seconds) are None where unknown."""
 
     worker: int
     partition: str
@@ -59,8 +59,8 @@ class WorkerStatus:
 class Status:
     """All workers, the shared rate limit, and what ClickHouse holds.
 
-    ``rows`` of goldsky-api are None where nobody has counted; ``rows_age`` is in seconds, 0 for a count of this moment.
-    ``view_rows`` is None where ``view_note`` says why, or nobody has counted. ``backfill`` says whether the record of
+    ``rows`` of goldsky-api are None where they were not counted; ``rows_age`` is in seconds, 0 for a count of this moment.
+    ``view_rows`` is None where ``view_note`` says why, or where they were not counted. ``backfill`` says whether the record of
     a backfill whose view is not built yet is there.
     """
 
@@ -100,7 +100,7 @@ def read_status(
     database_wait: float = _DATABASE_WAIT_SECONDS,
     now: datetime | None = None,
 ) -> Status:
-    """Where everything stands.
+    """The state of all workers, the rate limit and, on request, the database.
 
     Args:
         settings: of the pipeline.
@@ -190,7 +190,7 @@ def _without_checkpoint(holder: Holder | None, now: datetime) -> tuple[State, st
 def _with_checkpoint(
     store: Store, checkpoint: Checkpoint, holder: Holder | None, known: bool, last: datetime | None, now: datetime
 ) -> tuple[State, str]:
-    """The state from what the files say and who holds the worker's lock."""
+    """The state, from the files and the holder of the worker's lock."""
     saved = checkpoint.last_save_time
     complete = checkpoint.state == "complete"
     if complete and not store.exists(join(DIRECTORY, checkpoint.partition, SNAPSHOT)):

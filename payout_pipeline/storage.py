@@ -37,7 +37,7 @@ BACKFILL_RECORD = "backfill.json"
 TOTALS_FILE = "warehouse-totals.json"
 
 LogLine = Callable[[str], None]
-"""Takes one line for people."""
+"""Takes one line of a log."""
 
 
 def open_store(location: str | Path) -> Store:
@@ -194,7 +194,7 @@ class Store:
         self.delete(probe)
 
     def clean(self, prefix: str) -> None:
-        """Remove what dead processes left half-written directly under ``prefix``; for its only writer."""
+        """Remove what killed processes left half-written directly under ``prefix``; for its only writer."""
         path = self._path(prefix)
         with self._faults("remove", prefix):
             for entry in path.iterdir() if path.is_dir() else ():

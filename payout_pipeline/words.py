@@ -47,7 +47,7 @@ def duration(delta: timedelta) -> str:
 
 
 def listed(ids: Sequence[str], total: int, show: int = 3) -> str:
-    """The first ids of ``total`` in words, for the end of a sentence; empty where there are none."""
+    """The first ids of ``total`` as text, for the end of a sentence; empty where there are none."""
     if not ids:
         return ""
     more = total - min(show, len(ids))

@@ -19,7 +19,7 @@ LOCK_WAIT_SECONDS = 30.0
 def locks_for(settings: Settings) -> Locks | None:
     """The locks of the workers' runs: shared where ``PAYOUT_LIMITER_URL`` is set, else under the runtime directory.
 
-    None where the runtime directory is remote and nothing is shared: then nobody can tell who else is at work.
+    None where the runtime directory is remote and nothing is shared: then other machines cannot be seen.
     """
     if settings.limiter_url is not None:
         from payout_pipeline.locks_shared import SharedLocks
@@ -37,11 +37,11 @@ def worker_lock(
     purpose: str,
     run_id: str,
     log: Logger,
-    on_dead_run: Callable[[str], None] = lambda _run_id: None,
+    on_killed_run: Callable[[str], None] = lambda _run_id: None,
 ) -> AbstractContextManager[Any]:
     """One run of a worker at a time, on this machine or, with ``PAYOUT_LIMITER_URL``, on all of them.
 
-    ``on_dead_run`` is called with the id of a run that died with the lock in its hands, once it is taken over.
+    ``on_killed_run`` is called with the id of a run that was killed while it held the lock, once it is taken over.
     """
     locks = locks_for(settings)
     if locks is None:
@@ -56,5 +56,5 @@ def worker_lock(
         run_id=run_id,
         wait_seconds=LOCK_WAIT_SECONDS,
         log=log.info,
-        on_takeover=lambda former: on_dead_run(former.run_id) if former.run_id else None,
+        on_takeover=lambda former: on_killed_run(former.run_id) if former.run_id else None,
     )

@@ -33,7 +33,7 @@ from payout_pipeline.goldsky.rate_limit import (
     finish,
     hold,
     owner,
-    owner_is_dead,
+    owner_is_stale,
 )
 from payout_pipeline.settings import RateLimit
 from payout_pipeline.shared_store import Edit, SharedStore, T
@@ -185,7 +185,7 @@ def test_a_budget_that_cannot_be_read_begins_anew_with_a_pause(text: str, caplog
 
 
 def test_fields_of_another_version_are_left_out_and_the_size_does_not_grow_with_the_limit() -> None:
-    assert Budget.from_json('{"ended": {"7": 2}, "hold_until": 5, "unknown": null}') == Budget(
+    assert Budget.model_validate_json('{"ended": {"7": 2}, "hold_until": 5, "unknown": null}') == Budget(
         ended={7: 2}, hold_until=5
     )
     budget, now = Memory(limit(100_000, 10)), 10_000_000
@@ -262,10 +262,10 @@ def test_a_living_process_is_not_taken_for_dead() -> None:
     done = subprocess.Popen([sys.executable, "-c", ""])
     done.wait()
     machine = owner().partition(":")[0]
-    assert not owner_is_dead(f"{owner()}x")
-    assert owner_is_dead(f"{machine}:{done.pid}:x")
-    assert not owner_is_dead(f"{'0' * 12}:{done.pid}:x")  # another machine's processes cannot be seen from here
-    assert not owner_is_dead("anything")
+    assert not owner_is_stale(f"{owner()}x")
+    assert owner_is_stale(f"{machine}:{done.pid}:x")
+    assert not owner_is_stale(f"{'0' * 12}:{done.pid}:x")  # another machine's processes cannot be seen from here
+    assert not owner_is_stale("anything")
 
 
 @pytest.mark.parametrize("damage", [b"", b"this is no budget", os.urandom(8192)])

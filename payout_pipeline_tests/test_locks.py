@@ -176,7 +176,7 @@ def test_any_note_is_a_holder_or_nothing(text: bytes) -> None:
 def test_a_holder_survives_its_file(purpose: str, run_id: str) -> None:
     holder = Holder.here(purpose, run_id)
 
-    assert Holder.from_json(holder.to_json()) == holder
+    assert Holder.from_json(holder.model_dump_json()) == holder
 
 
 def test_a_place_without_room_for_locks_is_said(tmp_path: Path) -> None:

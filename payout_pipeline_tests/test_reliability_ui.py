@@ -73,7 +73,7 @@ def test_b1_a_run_that_is_killed_is_ended_and_its_partition_goes_on_where_it_sto
         # A run whose process died is the one thing that the daemon starts again by itself, and once.
         (second,) = ui.until("the run's retry", lambda: [r for r in ui.runs() if r.run_id != killed], 120)
         assert ui.finished(second.run_id) == "SUCCESS", ui.log_of(second.run_id)
-        assert "which died without giving it back" in ui.log_of(second.run_id)
+        assert "a stale owner: it ended without releasing it" in ui.log_of(second.run_id)
         check_it_all(ui, place, interruptions=1)
 
 

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from payout_pipeline.assets.metadata import LEDGER_COLUMNS, fetch_metadata
 from payout_pipeline.chunks import worker_of_key
-from payout_pipeline.faults import STEP_RETRIES, report_dead_run, reported_to_dagster
+from payout_pipeline.faults import STEP_RETRIES, report_killed_run, reported_to_dagster
 from payout_pipeline.resources import PipelineResource
 
 #: Of the runs that one ``payout-pipeline backfill`` starts; kept when it is started again to finish.
@@ -37,7 +37,7 @@ class FetchConfig(dg.Config):
         default=Refetch.all,
         description=(
             "`all`: a new snapshot of every id of the chunk. `unresolved`: the resolved vectors of the last finished "
-            "ledger are kept and only the other ids are asked again; what the daily schedule does. A run that died is "
+            "ledger are kept and only the other ids are asked again; what the daily schedule does. An interrupted run is "
             "continued in either case, without asking its finished batches again."
         ),
     )
@@ -52,7 +52,7 @@ def goldsky_payouts_asset(partitions: dg.PartitionsDefinition[str]) -> dg.Assets
         deps=["condition_ids"],
         description=(
             "One row for **every** condition id of the worker's chunk, as the subgraph answered at one pinned block: "
-            "`resolved` with its exact vector, `unresolved`, `absent`, `invalid` or `failed`. A run that died resumes "
+            "`resolved` with its exact vector, `unresolved`, `absent`, `invalid` or `failed`. An interrupted run resumes "
             "where it stopped; finished batches are never asked again."
         ),
         group_name="payouts",
@@ -78,7 +78,7 @@ def goldsky_payouts_asset(partitions: dg.PartitionsDefinition[str]) -> dg.Assets
                 run_id=context.run.run_id,
                 backfill_id=context.run.tags.get(BACKFILL_TAG) or context.run.tags.get(DAGSTER_BACKFILL_TAG, ""),
                 reuse_finished=lambda run_id: ended_without_success(context.instance, run_id),
-                on_dead_run=lambda run_id: report_dead_run(context.instance, run_id),
+                on_killed_run=lambda run_id: report_killed_run(context.instance, run_id),
             )
             return dg.MaterializeResult(metadata=fetch_metadata(summary))
 

@@ -160,14 +160,10 @@ class Connection:
         """One request through the pacer: what ``read`` makes of the answer, or the fault, as pacer and circuit note it."""
         # A fault is returned, because the traceback of an exception would keep the answer in memory.
         try:
+            # Checking an answer is part of the slot: a 429 has to be noted before the next request is sent.
             async with self.pacer.slot():
                 tally.requests += 1
-                self.stats.requests += 1
-                started = time.monotonic()
-                answer = await self._transport.execute(request, extra_args={"most_rows": most_rows})
-                logger.debug("Request %d answered after %.3f s", self.stats.requests, time.monotonic() - started)
-            # Outside the slot: checking an answer takes no place in the window.
-            result = read(answer)
+                result = await self._execute(request, read, most_rows)
         except AnswerFault as error:
             fault = error.fault
         else:
@@ -175,7 +171,6 @@ class Connection:
             self.circuit.success()
             return result
         if fault.kind is FaultKind.RATE_LIMITED:
-            await self.pacer.rate_limited(fault.retry_after)
             return fault
         self._limited_since = None
         if fault.html and not self._answered:
@@ -185,17 +180,30 @@ class Connection:
             self.circuit.success()
         return fault
 
-    async def _probe_circuit(self) -> None:
-        """Whether the subgraph answers at all; an answer of any kind but a transient failure says so."""
+    async def _execute(self, request: GraphQLRequest, read: Callable[[ExecutionResult], _T], most_rows: int = 0) -> _T:
+        """Send one request, which has its place in the window, and read the answer. Raises AnswerFault."""
+        self.stats.requests += 1
+        started = time.monotonic()
         try:
-            async with self.pacer.slot():
-                self.stats.requests += 1
-                answer = await self._transport.execute(GraphQLRequest(HEAD))
-            if answer.errors:
-                raise AnswerFault(classify_errors(answer.errors))
+            answer = await self._transport.execute(request, extra_args={"most_rows": most_rows})
+            logger.debug("Request %d answered after %.3f s", self.stats.requests, time.monotonic() - started)
+            return read(answer)
         except AnswerFault as error:
             if error.fault.kind is FaultKind.RATE_LIMITED:
                 await self.pacer.rate_limited(error.fault.retry_after)
+            raise
+
+    async def _probe_circuit(self) -> None:
+        """Whether the subgraph answers at all; an answer of any kind but a transient failure says so."""
+
+        def read(answer: ExecutionResult) -> None:
+            if answer.errors:
+                raise AnswerFault(classify_errors(answer.errors))
+
+        try:
+            async with self.pacer.slot():
+                await self._execute(GraphQLRequest(HEAD), read)
+        except AnswerFault as error:
             if error.fault.kind is FaultKind.TRANSIENT:
                 raise
 

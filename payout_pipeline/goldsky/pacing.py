@@ -76,7 +76,7 @@ def is_kept(*, runtime_dir: str | Path, limiter_url: object | None) -> bool:
 
 
 def shared_status(store: SharedBudget) -> dict[str, Any]:
-    """The state of a budget for people, JSON-able; raises StorageError where it cannot be read within moments."""
+    """The state of a budget for display, JSON-able; raises StorageError where it cannot be read within moments."""
     deadline = time.monotonic() + 0.2
     while True:
         try:

@@ -11,17 +11,18 @@ and a :class:`SharedBudget` applies them to the stored one, one process at a tim
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+
+from pydantic import BaseModel
 
 from payout_pipeline.scrub import excerpt
 from payout_pipeline.shared_store import SharedStore, T
@@ -40,8 +41,8 @@ _OUTAGE_BELIEVED_MS = 120_000  # a process that was killed in an outage leaves i
 class Limit:
     """The rate limit in whole milliseconds.
 
-    Admissions keep a small ``distance``, of all processes together. Where somebody else behind the same address has
-    used the server's window, the first 429 then stops everybody while only two or three requests are under way.
+    Admissions keep a small ``distance``, of all processes together. Where another client behind the same address has
+    used the server's window, the first 429 then stops all processes while only two or three requests are in flight.
     """
 
     requests: int
@@ -59,12 +60,11 @@ class Limit:
         )
 
 
-@dataclass
-class Budget:
+class Budget(BaseModel):
     """What all processes know together of one endpoint. Times are milliseconds of the store's clock."""
 
-    in_flight: dict[str, int] = field(default_factory=dict)  # lease: when its request has ended at the latest
-    ended: dict[int, int] = field(default_factory=dict)  # until when they count: number of requests that have ended
+    in_flight: dict[str, int] = {}  # lease: when its request has ended at the latest
+    ended: dict[int, int] = {}  # until when they count: number of requests that have ended
     last_admission: int = 0
     hold_until: int = 0  # nothing is sent before
     hold_reason: str = ""
@@ -72,17 +72,6 @@ class Budget:
     outage_since: int = 0
     outage_until: int = 0  # unless it is reported again
     outage_message: str = ""
-
-    def to_json(self) -> str:
-        """The text that `from_json` reads."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Budget:
-        """The stored budget without fields of another version; ValueError, TypeError… where the text is none."""
-        stored = json.loads(text)
-        stored["ended"] = {int(until): int(count) for until, count in stored["ended"].items()}
-        return cls(**{one.name: stored[one.name] for one in fields(cls) if one.name in stored})
 
     def used(self) -> int:
         """How many requests count."""
@@ -101,16 +90,16 @@ class SharedBudget:
 
         def edit(text: str | None, now: int) -> tuple[str, T]:
             try:
-                budget = Budget.from_json(text) if text is not None else Budget()
+                budget = Budget.model_validate_json(text) if text is not None else Budget()
                 _forget_what_is_over(budget, now, self.limit)
-            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            except ValueError as error:
                 logger.warning(
                     "The rate limit in %s begins anew with a pause of %.1f s, because what was sent before is no longer "
                     "known: %s", self.where, self.limit.window / 1000, excerpt(str(error)),
                 )  # fmt: skip
                 budget = Budget(hold_until=now + self.limit.window, hold_reason="the rate limit began anew")
             result = action(budget, now)
-            return budget.to_json(), result
+            return budget.model_dump_json(), result
 
         return self._store.edit(self._key, edit)
 
@@ -125,7 +114,7 @@ class Refusal:
 
 def admit(budget: Budget, now: int, limit: Limit, lease: str, lease_ms: int) -> Refusal | None:
     """Count one more request, in flight for ``lease_ms`` at most; a Refusal where it may not be sent now."""
-    for stale in [name for name in budget.in_flight if owner_is_dead(name)]:
+    for stale in [name for name in budget.in_flight if owner_is_stale(name)]:
         finish(budget, now, limit, stale)
     if now < budget.hold_until:
         return Refusal((budget.hold_until - now) / 1000, budget.hold_reason)
@@ -178,8 +167,8 @@ def owner() -> str:
     return f"{_machine()}:{os.getpid()}:"
 
 
-def owner_is_dead(lease: str) -> bool:
-    """Whether the process that took the lease is known to be gone. Of another machine's that is never known here."""
+def owner_is_stale(lease: str) -> bool:
+    """Whether the process that took the lease has ended. Of another machine's process that is never known here."""
     machine, _, rest = lease.partition(":")
     pid = rest.partition(":")[0]
     return machine == _machine() and pid.isdigit() and not process_is_alive(int(pid))
@@ -187,7 +176,7 @@ def owner_is_dead(lease: str) -> bool:
 
 @lru_cache(maxsize=1)
 def _machine() -> str:
-    """This machine, since its start, and its process number space: only here can be seen whether a process lives."""
+    """This machine since its start, and its process id namespace: within it one can see whether a process is alive."""
     name = socket.gethostname()
     with suppress(OSError):  # Linux only
         name += Path("/proc/sys/kernel/random/boot_id").read_text() + str(Path("/proc/self/ns/pid").readlink())
@@ -214,7 +203,7 @@ def _forget_what_is_over(budget: Budget, now: int, limit: Limit) -> None:
 
 
 def describe(budget: Budget, now: int) -> dict[str, Any]:
-    """The state of a budget for people: times as seconds from now."""
+    """The state of a budget for display: times as seconds from now."""
     return {
         "used": budget.used(),
         "in_flight": len(budget.in_flight),

@@ -1,14 +1,14 @@
 """What is known of each id: one row for every id of a chunk, in Parquet, safe against a crash at any point.
 
     goldsky_payouts/<partition>/ledger.parquet           the finished snapshot, each id once
-    goldsky_payouts/<partition>/_running/run.json        the run that is going (or has died): its facts
+    goldsky_payouts/<partition>/_running/run.json        the facts of the run that is going or was interrupted
     goldsky_payouts/<partition>/_running/batch-00000.parquet
     goldsky_payouts/<partition>/_running/carried.parquet resolved rows of the former snapshot, in a refresh
     goldsky_payouts/<partition>/_changes/<id>.parquet    what the snapshot changed against the one before it
     goldsky_payouts/<partition>/_aside/…                 what was damaged or belongs to another plan
 
-A batch is on disk before it counts. A finished run becomes the snapshot in one rename, under its run's id, so that a
-death right after it is recognised and nothing counts twice. One writer at a time is the caller's business (locks.py).
+A batch is on disk before it counts. A finished run becomes the snapshot in one rename, under its run's id, so that a crash
+right after it is recognised and nothing counts twice. The caller makes sure of one writer at a time (locks.py).
 
 ``rows`` says what a row is, ``info`` what a run asks, ``files`` how both are on disk; ``accounting`` and ``changes``
 compare; ``ledger`` reads, ``start`` and ``running`` write; ``checkpoint`` has the guide's files, a view of it all.

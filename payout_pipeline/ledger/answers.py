@@ -72,12 +72,12 @@ def rows_of_answer(
 def judge(condition: RawCondition, info: SubgraphInfo) -> dict[str, Any]:
     """The columns of a condition that follow from its vector; ``payouts`` is its text as answered."""
     if info.schema_kind == "numerators":
-        said: Any = [condition.payout_numerators, condition.payout_denominator]
-        vector = parse_numerators(*said)
+        answered: Any = [condition.payout_numerators, condition.payout_denominator]
+        vector = parse_numerators(*answered)
     else:
-        said = condition.payouts
-        vector = parse_payouts(said)
-    text = raw_text(said)
+        answered = condition.payouts
+        vector = parse_payouts(answered)
+    text = raw_text(answered)
     if vector is None or isinstance(vector, InvalidVector):
         if text is not None and len(text) > _LONGEST_TEXT:
             text = f"{text[:_LONGEST_TEXT]}… ({len(text):,} characters)"

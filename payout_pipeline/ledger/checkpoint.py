@@ -1,4 +1,4 @@
-"""The guide's checkpoint and progress files: a view of the ledger for people and for the guide's ``jq`` and ``tail``.
+"""The guide's checkpoint and progress files: a view of the ledger for users and for the guide's ``jq`` and ``tail``.
 
     payout-backfill-worker{N}.checkpoint.json    how far the worker is, replaced as a whole
     payout-backfill-worker{N}.progress.jsonl     one line a batch, appended
@@ -113,7 +113,7 @@ class BatchProgress(BaseModel):
 def read_checkpoint(store: Store, worker: int, log: LogLine, *, repair: bool = False) -> Checkpoint | None:
     """The checkpoint of a worker; None where there is none, or nothing sensible is in it.
 
-    A damaged file is said loudly and, with ``repair`` (for the one who holds the worker's lock), kept aside as
+    A damaged file is reported to ``log`` and, with ``repair`` (for the holder of the worker's lock), kept aside as
     ``.corrupt-…`` so that the next write does not bury it. Raises StorageError where the place cannot be read.
     """
     key = checkpoint_name(worker)
@@ -142,7 +142,7 @@ def write_checkpoint(store: Store, checkpoint: Checkpoint) -> None:
 
 
 def read_progress(store: Store, worker: int, last: int = 1000) -> list[BatchProgress]:
-    """The last lines of a worker's progress file, oldest first; lines that are torn or strange are left out.
+    """The last lines of a worker's progress file, oldest first; incomplete or invalid lines are left out.
 
     Raises StorageError where the place cannot be read.
     """

@@ -44,12 +44,12 @@ class Ledger:
 
     @property
     def place(self) -> str:
-        """Where the finished snapshot is, for people."""
+        """Where the finished snapshot is, for messages."""
         return self.store.describe(self.key(files.SNAPSHOT))
 
     @property
     def changes_file(self) -> str:
-        """Where all changes of the finished snapshot against the one before it are, for people."""
+        """Where all changes of the finished snapshot against the one before it are, for messages."""
         return self.store.describe(self.key(files.CHANGES))
 
     @property
@@ -170,7 +170,7 @@ class Ledger:
         return True
 
     def set_aside(self, name: str, reason: str, kind: str = "corrupt") -> None:
-        """Keep a file or directory of this partition out of the way, loudly; the oldest of what is kept goes."""
+        """Move a file or directory of this partition to ``_aside``, and log it; the last five are kept."""
         stamp = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S.%fZ}"
         target = self.key(files.ASIDE, f"{name.rpartition('/')[2]}.{kind}-{stamp}")
         self.store.move(self.key(name), target)

@@ -1,4 +1,4 @@
-"""How a run begins: the one that died is continued where it asks the same, otherwise a new one is made."""
+"""How a run begins: an interrupted one is continued where it asks the same, otherwise a new one is made."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def start_run(ledger: Ledger, plan: SnapshotInfo, ids: Chunk | PrefixRange) -> RunningLedger:
-    """Continue the run that died, if it asks what the plan asks; otherwise begin a new one.
+    """Continue the interrupted run, if it asks what the plan asks; otherwise begin a new one.
 
     Args:
-        ledger: the partition's ledger; nobody else may write to it.
+        ledger: the partition's ledger, of which the caller is the only writer.
         plan: what is to be asked (`SnapshotInfo.planned`); a run that is continued keeps its own block.
         ids: the ids of the plan.
 
@@ -31,12 +31,12 @@ def start_run(ledger: Ledger, plan: SnapshotInfo, ids: Chunk | PrefixRange) -> R
     finished = _finished_or_aside(ledger)
     former = _former_run(ledger)
     if former is not None and finished is not None and former.snapshot_id == finished.snapshot_id:
-        # It died between putting the snapshot into place and removing its batches.
+        # It was killed between putting the snapshot into place and removing its batches.
         ledger.store.delete(ledger.key(files.RUNNING))
         former = None
     reason = None if former is None else _why_not_continued(former, plan)
     if reason is not None:
-        ledger.set_aside(files.RUNNING, f"the run that died {reason}", "superseded")
+        ledger.set_aside(files.RUNNING, f"the interrupted run {reason}", "superseded")
         former = None
     if former is not None:
         ledger.log(f"{ledger.partition}: resuming run {former.snapshot_id} of {former.started_at}")
@@ -65,7 +65,7 @@ def _can_carry(ledger: Ledger, plan: SnapshotInfo, ids: Chunk, finished: Snapsho
 
 
 def _former_run(ledger: Ledger) -> SnapshotInfo | None:
-    """The facts of a run that died; without them its batches are set aside."""
+    """The facts of an interrupted run; without them its batches are set aside."""
     try:
         return SnapshotInfo.model_validate_json(ledger.store.read(ledger.key(files.RUN_FACTS)))
     except FileNotFoundError:
@@ -86,7 +86,7 @@ def _finished_or_aside(ledger: Ledger) -> SnapshotInfo | None:
 
 
 def _why_not_continued(former: SnapshotInfo, plan: SnapshotInfo) -> str | None:
-    """Why the run that died cannot be continued; None if it can."""
+    """Why the interrupted run cannot be continued; None if it can."""
     if former.fingerprint != plan.fingerprint or former.partition != plan.partition:
         return "had other ids, another endpoint, batch size, schema or mode"
     if former.refetch != plan.refetch:

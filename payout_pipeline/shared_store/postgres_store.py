@@ -46,8 +46,8 @@ class PostgresStore(SharedStore):
                     return result
         except psycopg.OperationalError as error:
             # libpq gives no SQLSTATE for a refused login, so the text is all there is.
-            state, said = error.sqlstate or "", str(error)
-            if state[:2] in ("28", "3D") or "authentication failed" in said or "does not exist" in said:
+            state, text = error.sqlstate or "", str(error)
+            if state[:2] in ("28", "3D") or "authentication failed" in text or "does not exist" in text:
                 raise refused("PostgreSQL", error) from None
             raise unavailable("PostgreSQL", error) from None
         except psycopg.Error as error:
