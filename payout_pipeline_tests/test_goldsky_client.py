@@ -114,7 +114,7 @@ def test_one_request_answers_a_batch(
 ) -> None:
     answer = fetch(server.url, tmp_path, ids)
     assert_true(answer, ids, truth)
-    assert (answer.requests, answer.attempts, answer.unavailable) == (1, 1, False)
+    assert (answer.requests, answer.attempts) == (1, 1)
     assert answer.block_number > 0
     assert len(server.log.entries) == 2  # the probe is one request too
 
@@ -202,7 +202,7 @@ def requests_of(tmp_path: Path, work: Callable[[GoldskyClient, Any], Awaitable[A
         from payout_pipeline.goldsky.answers import SubgraphInfo
 
         async with odd_server(handler) as url, make_client(url, tmp_path, batches_per_request=per_request) as client:
-            client.info = SubgraphInfo("payouts", True, 900, None, None, "Qm", False)
+            client.info = SubgraphInfo("payouts", True, 900, None, "Qm", False)
             with pytest.raises(GoldskyPermanentError):
                 await work(client, client.make_pin(client.info, 0))
 
@@ -318,7 +318,6 @@ def test_a3_nothing_but_429_ends_within_its_budget(server: SubgraphServer, tmp_p
     answer = fetch(
         server.url, tmp_path, ids[:3], limit=RateLimit(requests=100, seconds=0.1), outage_budget_seconds=0.8
     )  # fmt: skip
-    assert answer.unavailable
     assert "429" in answer.failed[ids[0]]
 
 
@@ -543,7 +542,7 @@ def test_a11_an_outage_for_good_ends_within_its_budget_and_the_next_run_complete
         return [*first, later]
 
     answers = run(server.url, tmp_path, work, outage_budget_seconds=1.5, max_retries=2)
-    assert all(answer.unavailable and not answer.found for answer in answers)
+    assert all(answer.failed and not answer.found for answer in answers)
     assert "GOLDSKY_OUTAGE_BUDGET_SECONDS" in next(iter(answers[0].failed.values()))
     server.faults.clear()
     assert_true(fetch(server.url, tmp_path, ids), ids, truth)
@@ -698,7 +697,7 @@ def test_g2_ids_travel_as_variables_only(tmp_path: Path) -> None:
         async with odd_server(handler) as url, make_client(url, tmp_path) as client:
             from payout_pipeline.goldsky.answers import SubgraphInfo
 
-            client.info = SubgraphInfo("payouts", False, 9, None, None, "Qm", False)
+            client.info = SubgraphInfo("payouts", False, 9, None, "Qm", False)
             evil = '"}){id}} #' + "\u2028"
             with pytest.raises(GoldskyPermanentError):
                 await client.fetch_batch([evil], client.make_pin(client.info, 0))

@@ -223,7 +223,6 @@ def test_answers_of_which_none_is_believed_end_the_run(tmp_path: Path) -> None:
     )
     assert len(asked) < 70
     assert all(len(answer.failed) == 100 for answer in answers)
-    assert answers[-1].unavailable
     assert "none could be believed" in next(iter(answers[-1].failed.values()))
 
 

@@ -20,7 +20,7 @@ IDS = [f"{number:064x}" for number in range(6)]
 
 
 def info(kind: str = "payouts", times: bool = False) -> SubgraphInfo:
-    return SubgraphInfo(kind, times, 1_250, None, None, "Qm", False)  # type: ignore[arg-type]
+    return SubgraphInfo(kind, times, 1_250, None, "Qm", False)  # type: ignore[arg-type]
 
 
 def rows(conditions: dict[str, RawCondition], about: SubgraphInfo | None = None, **failed: str) -> Any:

@@ -41,13 +41,6 @@ class RawCondition(NamedTuple):
     resolution_timestamp: Any
 
 
-class Fields(NamedTuple):
-    """Which fields of ``Condition`` a subgraph has, and so which are asked for."""
-
-    kind: SchemaKind
-    resolution_timestamp: bool
-
-
 @dataclass(frozen=True, slots=True)
 class SubgraphInfo:
     """What one probe learnt. ``head_timestamp``: seconds since 1970, ``None`` where the subgraph does not say."""
@@ -55,14 +48,9 @@ class SubgraphInfo:
     schema_kind: SchemaKind
     has_resolution_timestamp: bool
     head_number: int
-    head_hash: str | None
     head_timestamp: int | None
     deployment: str
     has_indexing_errors: bool
-
-    @property
-    def fields(self) -> Fields:
-        return Fields(self.schema_kind, self.has_resolution_timestamp)
 
 
 @dataclass(slots=True)
@@ -72,7 +60,7 @@ class BatchAnswer:
     ``found`` holds raw JSON values; ``failed`` the last error. ``block_number`` is that of the answers (0 if there was
     none; the lowest where pieces of the batch were answered at several blocks). ``attempts``: 1 + repetitions of
     requests; ``requests``: those that carried ids of it. ``duration`` in seconds, waiting for the rate limit included.
-    ``unavailable``: the subgraph is given up. Of a scan it is one range, which has neither ``absent`` nor ``failed``.
+    Of a scan it is one range, which has neither ``absent`` nor ``failed``.
     """
 
     found: dict[str, RawCondition] = field(default_factory=dict)
@@ -82,7 +70,6 @@ class BatchAnswer:
     attempts: int = 1
     requests: int = 0
     duration: float = 0.0
-    unavailable: bool = False
 
 
 class AnswerFault(Exception):  # noqa: N818 - a fault that was classified, not an error of the program
@@ -140,12 +127,11 @@ def read_probe(data: object, endpoint: str, *, failed: bool) -> SubgraphInfo:
         raise permanent("it has `conditions`, but no `_meta` that tells its head: no graph-node subgraph") from None
     if type(number) is not int or not 0 <= number <= MAX_BLOCK or not isinstance(deployment, str) or not deployment:
         raise refuse(f"its head is {excerpt(repr(number))} of deployment {excerpt(repr(deployment))}")
-    timestamp, block_hash = block.get("timestamp"), block.get("hash")
+    timestamp = block.get("timestamp")
     return SubgraphInfo(
         schema_kind=kind,
         has_resolution_timestamp="resolutionTimestamp" in names,
         head_number=number,
-        head_hash=block_hash if isinstance(block_hash, str) else None,
         head_timestamp=timestamp if type(timestamp) is int and timestamp > 0 else None,
         deployment=deployment,
         has_indexing_errors=failed or errors is not False,
@@ -194,14 +180,14 @@ def read_exactly(body: bytes | bytearray) -> Any:
     return json.loads(body, parse_float=JSONNumber, parse_int=whole, parse_constant=constant)
 
 
-def _condition(row: dict[str, Any], fields: Fields) -> RawCondition:
-    by_share = fields.kind == "payouts"
+def _condition(row: dict[str, Any], info: SubgraphInfo) -> RawCondition:
+    by_share = info.schema_kind == "payouts"
     try:
         return RawCondition(
             _bounded(row["payouts"]) if by_share else None,
             None if by_share else _bounded(row["payoutNumerators"]),
             None if by_share else _bounded(row["payoutDenominator"]),
-            _bounded(row["resolutionTimestamp"]) if fields.resolution_timestamp else None,
+            _bounded(row["resolutionTimestamp"]) if info.has_resolution_timestamp else None,
         )
     except KeyError as error:
         raise refuse(f"a row lacks the field {excerpt(str(error))}") from None
@@ -230,7 +216,7 @@ def _length(value: Any) -> int:
     return 8
 
 
-def check_ids(rows: list[Any], ids: Sequence[str], fields: Fields) -> dict[str, RawCondition]:
+def check_ids(rows: list[Any], ids: Sequence[str], info: SubgraphInfo) -> dict[str, RawCondition]:
     """The conditions found among ``ids``. Raises AnswerFault.
 
     Each row's id was asked for, in the same form, and none comes twice. An id without a row is absent only once a second
@@ -247,7 +233,7 @@ def check_ids(rows: list[Any], ids: Sequence[str], fields: Fields) -> dict[str, 
             raise refuse(_what_is_wrong(row, asked)) from None
         if name in found:
             raise refuse(f"the id 0x{name} comes twice")
-        found[name] = _condition(row, fields)
+        found[name] = _condition(row, info)
     return found
 
 
@@ -259,7 +245,9 @@ def _what_is_wrong(row: object, asked: Collection[str]) -> str:
     return f"the id {excerpt(str(identifier), 80)} was not asked for{how}"
 
 
-def check_page(rows: list[Any], after: str, upper: str | None, first: int, fields: Fields) -> dict[str, RawCondition]:
+def check_page(
+    rows: list[Any], after: str, upper: str | None, first: int, info: SubgraphInfo
+) -> dict[str, RawCondition]:
     """The conditions of a scan's page (no ``0x``, ascending). Raises AnswerFault."""
     if len(rows) > first:
         raise refuse(f"{len(rows)} rows where at most {first} were asked for")
@@ -273,7 +261,7 @@ def check_page(rows: list[Any], after: str, upper: str | None, first: int, field
             raise refuse(f"the id {identifier} comes after {excerpt(previous, 80)}: not in strictly ascending order")
         if upper is not None and identifier >= "0x" + upper:
             raise refuse(f"the id {identifier} lies beyond the upper end 0x{upper}")
-        found[identifier[2:]] = _condition(row, fields)
+        found[identifier[2:]] = _condition(row, info)
         previous = identifier
     return found
 

@@ -201,7 +201,7 @@ class GoldskyClient(Connection):
                 found, block = await self._ask_group(group, pin, tally)
             except GoldskyUnavailableError as error:
                 for query in (q for g in (group, *groups) for q in g.queries):
-                    query.fail(str(error), unavailable=True)
+                    query.fail(str(error))
                 break
             except AnswerFault as error:
                 unbelieved += tally.requests
@@ -233,14 +233,14 @@ class GoldskyClient(Connection):
         def read(answer: ExecutionResult) -> tuple[list[dict[str, RawCondition]], int]:
             if answer.errors:  # data beside an error is partial and never used
                 raise AnswerFault(classify_errors(answer.errors))
-            return check_answer(answer.data, queries, pin, info.fields)
+            return check_answer(answer.data, queries, pin, info)
 
         def repeat(fault: Fault, attempt: int) -> bool:
             if len(queries) > 1 and (len(queries) > self.batches_per_request or (fault.heavy and attempt > 1)):
                 return False  # others have learned meanwhile, or it is to be tried with fewer
             return attempt < (group.attempts if fault.splits else self.max_retries + 1)
 
-        text, variables = document(queries, info.fields, pin)
+        text, variables = document(queries, info, pin)
         request = GraphQLRequest(text, variable_values=variables)
         return await self.ask(request, read, tally, most_rows=sum(q.size for q in queries), repeat=repeat)
 

@@ -14,8 +14,8 @@ from typing import Any
 from payout_pipeline.errors import GoldskyUnavailableError
 from payout_pipeline.goldsky.answers import (
     BatchAnswer,
-    Fields,
     RawCondition,
+    SubgraphInfo,
     check_ids,
     check_meta,
     check_page,
@@ -31,7 +31,7 @@ PROBE = """
 query Probe {
   __schema { queryType { fields { name } } }
   __type(name: "Condition") { kind fields { name } }
-  _meta { block { number hash timestamp } deployment hasIndexingErrors }
+  _meta { block { number timestamp } deployment hasIndexingErrors }
 }
 """
 # The cheapest question there is: whether the subgraph answers at all.
@@ -50,7 +50,7 @@ class IdsQuery:
         """Its ``first``: the most rows that it may have."""
         return len(self.ids)
 
-    def arguments(self, fields: Fields, suffix: str) -> str:
+    def arguments(self, info: SubgraphInfo, suffix: str) -> str:
         """The arguments of ``conditions`` but for the block; variables end in ``suffix``."""
         name = f"b{suffix}" if suffix else "ids"
         return f"first: {self.size}, where: {{id_in: ${name}}}"
@@ -59,9 +59,9 @@ class IdsQuery:
         """Type and value of each variable."""
         return {f"b{suffix}" if suffix else "ids": ("[ID!]!", ["0x" + i for i in self.ids])}
 
-    def check(self, rows: list[Any], fields: Fields) -> dict[str, RawCondition]:
+    def check(self, rows: list[Any], info: SubgraphInfo) -> dict[str, RawCondition]:
         """The conditions by id (no ``0x``). Raises AnswerFault where the rows are not to be believed."""
-        return check_ids(rows, self.ids, fields)
+        return check_ids(rows, self.ids, info)
 
     def parts(self, size: int) -> list[Query]:
         """The same in queries of at most ``size`` rows."""
@@ -76,10 +76,9 @@ class IdsQuery:
         self.answer.absent += [i for i in self.ids if i not in found]
         return []
 
-    def fail(self, message: str, *, unavailable: bool = False) -> None:
+    def fail(self, message: str) -> None:
         """Give the query up."""
         self.answer.failed |= dict.fromkeys(self.ids, message)
-        self.answer.unavailable |= unavailable
 
 
 @dataclass(frozen=True)
@@ -94,8 +93,8 @@ class PageQuery:
     answer: BatchAnswer
     size: int = MAX_FIRST
 
-    def arguments(self, fields: Fields, suffix: str) -> str:
-        resolved = "payouts_not: null" if fields.kind == "payouts" else 'payoutDenominator_gt: "0"'
+    def arguments(self, info: SubgraphInfo, suffix: str) -> str:
+        resolved = "payouts_not: null" if info.schema_kind == "payouts" else 'payoutDenominator_gt: "0"'
         upper = f", id_lt: $upper{suffix}" if self.upper is not None else ""
         where = f"{{id_gt: $after{suffix}{upper}, {resolved}}}"
         return f"first: {self.size}, orderBy: id, orderDirection: asc, where: {where}"
@@ -104,8 +103,8 @@ class PageQuery:
         bounds = {"after": self.after} | ({"upper": self.upper} if self.upper is not None else {})
         return {name + suffix: ("ID!", "0x" + value) for name, value in bounds.items()}
 
-    def check(self, rows: list[Any], fields: Fields) -> dict[str, RawCondition]:
-        return check_page(rows, self.after, self.upper, self.size, fields)
+    def check(self, rows: list[Any], info: SubgraphInfo) -> dict[str, RawCondition]:
+        return check_page(rows, self.after, self.upper, self.size, info)
 
     def parts(self, size: int) -> list[Query]:
         """A smaller page; the next one follows from what it has."""
@@ -119,7 +118,7 @@ class PageQuery:
         self.answer.found |= found
         return [replace(self, after=next(reversed(found)), size=MAX_FIRST)]
 
-    def fail(self, message: str, *, unavailable: bool = False) -> None:
+    def fail(self, message: str) -> None:
         """A range with a hole in it is of no use."""
         raise GoldskyUnavailableError(message)
 
@@ -132,10 +131,10 @@ def chunks(items: Sequence[Any], size: int) -> list[Any]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-def document(queries: Sequence[Query], fields: Fields, pin: Pin) -> tuple[str, dict[str, Any]]:
+def document(queries: Sequence[Query], info: SubgraphInfo, pin: Pin) -> tuple[str, dict[str, Any]]:
     """The GraphQL of a request and its variables. A query alone has no alias."""
-    vector = "payouts" if fields.kind == "payouts" else "payoutNumerators payoutDenominator"
-    selection = f"id {vector}{' resolutionTimestamp' if fields.resolution_timestamp else ''}"
+    vector = "payouts" if info.schema_kind == "payouts" else "payoutNumerators payoutDenominator"
+    selection = f"id {vector}{' resolutionTimestamp' if info.has_resolution_timestamp else ''}"
     values: dict[str, Any] = {}
     declared, lists = [], []
     for key, suffix, query in _numbered(queries):
@@ -143,7 +142,7 @@ def document(queries: Sequence[Query], fields: Fields, pin: Pin) -> tuple[str, d
             declared.append(f"${name}: {kind}")
             values[name] = value
         alias = f"{key}: " if suffix else ""
-        lists.append(f"{alias}conditions({query.arguments(fields, suffix)}, {pin.argument}) {{ {selection} }}")
+        lists.append(f"{alias}conditions({query.arguments(info, suffix)}, {pin.argument}) {{ {selection} }}")
     name = "Conditions" if isinstance(queries[0], IdsQuery) else "Resolved"
     # The same block argument in all root fields makes one group of them: one snapshot, all or nothing.
     meta = f"_meta({pin.argument}) {{ deployment block {{ number }} hasIndexingErrors }}"
@@ -151,7 +150,7 @@ def document(queries: Sequence[Query], fields: Fields, pin: Pin) -> tuple[str, d
 
 
 def check_answer(
-    data: object, queries: Sequence[Query], pin: Pin, fields: Fields
+    data: object, queries: Sequence[Query], pin: Pin, info: SubgraphInfo
 ) -> tuple[list[dict[str, RawCondition]], int]:
     """What was found for each query, and the block of it all. Raises AnswerFault if any of it is not to be believed."""
     if not isinstance(data, dict):
@@ -162,7 +161,7 @@ def check_answer(
         rows = data.get(key)
         if not isinstance(rows, list):
             raise refuse(f"`{key}` is no list")
-        found.append(query.check(rows, fields))
+        found.append(query.check(rows, info))
     return found, block
 
 

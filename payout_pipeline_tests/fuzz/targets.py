@@ -20,7 +20,7 @@ from pathlib import Path
 import pandas as pd
 
 from payout_pipeline.errors import InputError
-from payout_pipeline.goldsky.answers import AnswerFault, BatchAnswer, Fields, read_exactly
+from payout_pipeline.goldsky.answers import AnswerFault, BatchAnswer, SubgraphInfo, read_exactly
 from payout_pipeline.goldsky.pin import Pin
 from payout_pipeline.goldsky.queries import IdsQuery, check_answer
 from payout_pipeline.id_text import ID_COLUMNS
@@ -34,6 +34,7 @@ _HEX = re.compile(r"[0-9a-f]{64}\Z")
 _PLACE = Path(tempfile.mkdtemp(prefix="fuzz-"))
 ASKED = [f"{number * 0x9E3779B97F4A7C15 % 2**64:016x}" * 4 for number in range(1, 6)]
 PIN = Pin(1_000, "QmFuzz", "number")
+INFO = SubgraphInfo("payouts", False, 1_000, None, "QmFuzz", False)
 
 
 def _printable(refused: Exception) -> None:
@@ -103,7 +104,7 @@ def answer_parser(data: bytes) -> None:
     except (ValueError, RecursionError):
         return
     try:
-        (found,), block = check_answer(document, [IdsQuery(ASKED, BatchAnswer())], PIN, Fields("payouts", False))
+        (found,), block = check_answer(document, [IdsQuery(ASKED, BatchAnswer())], PIN, INFO)
     except AnswerFault as refused:
         _printable(refused)
         return
