@@ -148,7 +148,7 @@ def _worker(
         damaged.append(f"the checkpoint belongs to {checkpoint.partition}: PAYOUT_WORKERS was another")
         checkpoint = None
     lines = read_progress(store, worker, last=2000) if checkpoint is not None else []
-    last = _moment(lines[-1].timestamp) if lines else None
+    last = lines[-1].timestamp if lines else None
     if checkpoint is None:
         state, message = _without_checkpoint(holder, now)
     else:
@@ -191,7 +191,7 @@ def _with_checkpoint(
     store: Store, checkpoint: Checkpoint, holder: Holder | None, known: bool, last: datetime | None, now: datetime
 ) -> tuple[State, str]:
     """The state from what the files say and who holds the worker's lock."""
-    saved = _moment(checkpoint.last_save_time) or now
+    saved = checkpoint.last_save_time
     complete = checkpoint.state == "complete"
     if complete and not store.exists(join(DIRECTORY, checkpoint.partition, SNAPSHOT)):
         return "failed", "its checkpoint says complete, but its ledger is gone: run it again"
@@ -214,14 +214,13 @@ def _with_checkpoint(
 
 def _rate(lines: Sequence[BatchProgress], now: datetime, *, running: bool) -> float:
     """Ids per second: over the last half minute of a run that is going, over all of one that is not."""
-    timed = [(moment, line) for line in lines if (moment := _moment(line.timestamp)) is not None]
-    if not timed:
+    if not lines:
         return 0.0
-    first = timed[0][0] - timedelta(milliseconds=timed[0][1].duration_ms)
-    end = now if running else timed[-1][0]
+    first = lines[0].timestamp - timedelta(milliseconds=lines[0].duration_ms)
+    end = now if running else lines[-1].timestamp
     start = max(first, end - timedelta(seconds=_RATE_WINDOW_SECONDS)) if running else first
     seconds = (end - start).total_seconds()
-    return sum(line.ids_in_batch for moment, line in timed if moment >= start) / seconds if seconds > 0.05 else 0.0
+    return sum(line.ids_in_batch for line in lines if line.timestamp >= start) / seconds if seconds > 0.05 else 0.0
 
 
 def _moment(text: str) -> datetime | None:

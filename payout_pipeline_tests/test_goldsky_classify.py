@@ -206,14 +206,14 @@ def test_nonsense_says_nothing(value: str) -> None:
 def test_a_hold_is_never_longer_than_the_cap_and_never_shorter_than_asked_within_it(
     retry_after: float | None, cap: float, window: float
 ) -> None:
-    wait = capped_wait(retry_after, cap=cap, window=window)
-    assert min(window, cap) <= wait.seconds <= cap
+    seconds, _ = capped_wait(retry_after, cap=cap, window=window)
+    assert min(window, cap) <= seconds <= cap
     if retry_after is not None:
-        assert wait.seconds >= min(retry_after, cap)
+        assert seconds >= min(retry_after, cap)
 
 
 def test_a_capped_wait_names_the_variable() -> None:
-    wait = capped_wait(86_400, cap=60, window=10)
-    assert wait.seconds == 60
-    assert "86400" in wait.reason
-    assert "GOLDSKY_MAX_RETRY_AFTER_SECONDS" in wait.reason
+    seconds, reason = capped_wait(86_400, cap=60, window=10)
+    assert seconds == 60
+    assert "86400" in reason
+    assert "GOLDSKY_MAX_RETRY_AFTER_SECONDS" in reason

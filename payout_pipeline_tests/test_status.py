@@ -21,7 +21,7 @@ from payout_pipeline.commands.status import render_status, status_command
 from payout_pipeline.goldsky.pacing import open_store as open_budget
 from payout_pipeline.goldsky.rate_limit import hold as pacing_hold
 from payout_pipeline.ledger import DIRECTORY, STATUSES
-from payout_pipeline.ledger.checkpoint import BatchProgress, Checkpoint, iso_time, progress_name, write_checkpoint
+from payout_pipeline.ledger.checkpoint import BatchProgress, Checkpoint, progress_name, write_checkpoint
 from payout_pipeline.locks import FileLocks
 from payout_pipeline.settings import Settings, load_settings
 from payout_pipeline.status import Status, read_status
@@ -52,8 +52,8 @@ def checkpoint(settings: Settings, worker: int = 1, **changes: Any) -> None:
         "last_batch_index": 1,
         "ids_processed": 2_000,
         "payouts_found": 1_500,
-        "start_time": iso_time(NOW - timedelta(minutes=30)),
-        "last_save_time": iso_time(NOW - timedelta(seconds=20)),
+        "start_time": NOW - timedelta(minutes=30),
+        "last_save_time": NOW - timedelta(seconds=20),
         "errors": 3,
         "batches": 5,
         "ids": 5_000,
@@ -69,7 +69,7 @@ def progress(settings: Settings, *ages: float, worker: int = 1) -> None:
     store = open_store(settings.runtime_dir)
     for index, age in enumerate(ages):
         line = BatchProgress(
-            timestamp=iso_time(NOW - timedelta(seconds=age)), worker=worker, batch_index=index, ids_in_batch=1_000,
+            timestamp=NOW - timedelta(seconds=age), worker=worker, batch_index=index, ids_in_batch=1_000,
             payouts_found=750, duration_ms=1_000, total_processed=1_000 * (index + 1), total_found=750 * (index + 1),
             attempts=1,
         )  # fmt: skip
@@ -131,7 +131,7 @@ def test_a_running_worker_has_rate_time_left_and_the_newest_totals(settings: Set
 
 
 def test_a_worker_without_a_batch_for_five_minutes_is_stuck_and_its_process_is_named(settings: Settings) -> None:
-    checkpoint(settings, last_save_time=iso_time(NOW - timedelta(seconds=400)))
+    checkpoint(settings, last_save_time=NOW - timedelta(seconds=400))
     progress(settings, 700, 400)
     with held(settings):
         sidecar = Path(settings.runtime_dir) / "locks" / "worker_1_of_2.holder.json"

@@ -19,15 +19,15 @@ EXCERPT_LENGTH = 200
 
 
 class FaultKind(str, Enum):
-    """What may be done about a failed request."""
+    """What may be done about a failed request; of several errors in one answer the first of these kinds decides."""
 
-    TRANSIENT = "transient"  # the same request may succeed later
-    REFUSED = "refused"  # an answer came, but it must not be believed: ask again
+    PERMANENT = "permanent"  # no repetition helps
+    REPIN = "repin"  # the block or the deployment is gone: the whole run needs a new snapshot
+    RATE_LIMITED = "rate_limited"  # over the server's limit: all processes wait
     SPLIT = "split"  # the request is too heavy: ask for fewer ids at once
     BEHIND = "behind"  # the head is before the block asked for: soon over, or the block is gone
-    REPIN = "repin"  # the block or the deployment is gone: the whole run needs a new snapshot
-    RATE_LIMITED = "rate_limited"  # over the server's limit: everybody waits
-    PERMANENT = "permanent"  # no repetition helps
+    TRANSIENT = "transient"  # the same request may succeed later
+    REFUSED = "refused"  # an answer came, but it must not be believed: ask again
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +44,6 @@ class Fault:
     splits: bool = True  # parts of the request may be answered where the whole is not
     heavy: bool = False  # may well come from the request's size
 
-
-# In the order of precedence of what to do when an answer lists several errors.
-_PRECEDENCE = (
-    FaultKind.PERMANENT,
-    FaultKind.REPIN,
-    FaultKind.RATE_LIMITED,
-    FaultKind.SPLIT,
-    FaultKind.BEHIND,
-    FaultKind.TRANSIENT,
-)
 
 _TOKEN = re.compile(r"(?i)\Aauth error\b|unauthori[sz]ed|forbidden")
 
@@ -116,7 +106,7 @@ def classify_errors(errors: object, status: int | None = None) -> Fault:
     """The class of a GraphQL ``errors`` value of any shape; the most final of several errors decides."""
     messages = [_message_of(error) for error in errors] if isinstance(errors, list) else [_message_of(errors)]
     kinds = [classify_message(message) for message in messages]
-    kind = min(kinds, key=_PRECEDENCE.index, default=FaultKind.TRANSIENT)
+    kind = min(kinds, key=list(FaultKind).index, default=FaultKind.TRANSIENT)
     first = next((text for text, its in zip(messages, kinds, strict=True) if its is kind), "an empty list of errors")
     more = f" (and {len(messages) - 1} more)" if len(messages) > 1 else ""
     return Fault(
@@ -250,28 +240,19 @@ def parse_retry_after(value: str | None, now: datetime) -> float | None:
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """How long to hold after a 429, and the sentence that says why."""
+def capped_wait(retry_after: float | None, *, cap: float, window: float) -> tuple[float, str]:
+    """Seconds to hold after an answer of 429, and the sentence that says why.
 
-    seconds: float
-    reason: str
-
-
-def capped_wait(retry_after: float | None, *, cap: float, window: float) -> Wait:
-    """The hold after an answer of 429.
-
-    At least one window of the limit (as far as the cap allows): the server has just said that its window is full, and
-    the only thing certain about a sliding window is that it is empty one length later. A shorter ``Retry-After``
-    would cost another 429 each time the server's window was filled just before.
+    At least one window of the limit (as far as the cap allows): the server's window is full, and a sliding window is
+    certain to be empty only one length later. A shorter ``Retry-After`` could cost another 429.
     """
     least = min(window, cap)
     if retry_after is None:
-        return Wait(least, f"HTTP 429 without a usable Retry-After; waiting {least:g} s")
+        return least, f"HTTP 429 without a usable Retry-After; waiting {least:g} s"
     seconds = min(max(retry_after, least), cap)
     why = ""
     if seconds < retry_after:
         why = f", capped at {cap:g} s (GOLDSKY_MAX_RETRY_AFTER_SECONDS)"
     elif seconds > retry_after:
         why = f"; waiting {least:g} s, the limit's whole window"
-    return Wait(seconds, f"HTTP 429 with Retry-After {retry_after:g} s{why}")
+    return seconds, f"HTTP 429 with Retry-After {retry_after:g} s{why}"

@@ -143,21 +143,16 @@ class Pacer:
             end = self._change(lambda budget, now: rate_limit.finish(budget, now, limit, lease))
             await asyncio.shield(asyncio.ensure_future(end))
 
-    async def rate_limited(self, retry_after: float | None) -> str:
-        """After a 429: no process sends anything for a while. ``retry_after`` in seconds. Returns the reason."""
-        wait = capped_wait(retry_after, cap=self.max_retry_after, window=self.store.limit.window / 1000)
-        seconds = wait.seconds * random.uniform(1.0, 1.02) + 0.05  # never early, and not all machines at one moment
+    async def rate_limited(self, retry_after: float | None) -> None:
+        """After a 429: no process sends anything for a while. ``retry_after`` in seconds."""
+        least, reason = capped_wait(retry_after, cap=self.max_retry_after, window=self.store.limit.window / 1000)
+        seconds = least * random.uniform(1.0, 1.02) + 0.05  # never early, and not all machines at one moment
         self.stats.answers_429 += 1
-        total = await self._change(lambda budget, now: rate_limit.hold(budget, now, seconds, wait.reason))
+        total = await self._change(lambda budget, now: rate_limit.hold(budget, now, seconds, reason))
+        advice = " If this goes on, lower GOLDSKY_RATE_LIMIT: others share it, or the server allows less."
         logger.warning(
-            "%s; no worker sends before that. Answers of 429 on record: %d.%s",
-            wait.reason,
-            total,
-            " If this goes on, lower GOLDSKY_RATE_LIMIT: others share it, or the server allows less."
-            if total > 2
-            else "",
+            "%s; no worker sends before that. Answers of 429 on record: %d.%s", reason, total, advice * (total > 2)
         )
-        return wait.reason
 
     async def report_outage(self, message: str) -> None:
         """Note for ``payout-pipeline status`` that the subgraph does not answer; an empty message: it does again."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from payout_pipeline.errors import GoldskyUnavailableError
 from payout_pipeline.goldsky.answers import (
@@ -38,76 +38,56 @@ query Probe {
 HEAD = "query Head { _meta { block { number } deployment hasIndexingErrors } }"
 
 
-class Query(Protocol):
-    """One list of conditions, as one alias of a request; what comes of it goes into ``answer``."""
-
-    @property
-    def answer(self) -> BatchAnswer:
-        """Where the result is collected."""
-
-    @property
-    def size(self) -> int:
-        """Its ``first``: the most rows that it may have."""
-
-    def arguments(self, fields: Fields, suffix: str) -> str:
-        """The arguments of ``conditions`` but for the block; variables end in ``suffix``."""
-
-    def variables(self, suffix: str) -> dict[str, tuple[str, Any]]:
-        """Type and value of each variable."""
-
-    def check(self, rows: list[Any], fields: Fields) -> dict[str, RawCondition]:
-        """The conditions by id (no ``0x``). Raises AnswerFault where the rows are not to be believed."""
-
-    def parts(self, size: int) -> list[Query]:
-        """The same in queries of at most ``size`` rows."""
-
-    def take(self, found: dict[str, RawCondition], block: int) -> list[Query]:
-        """Keep what was found; returns what has to be asked next."""
-
-    def fail(self, message: str, *, unavailable: bool = False) -> None:
-        """Give the query up."""
-
-
 @dataclass(frozen=True)
 class IdsQuery:
-    """The conditions of a list of ids."""
+    """The conditions of a list of ids, as one alias of a request; what comes of it goes into ``answer``."""
 
     ids: Sequence[str]
     answer: BatchAnswer
 
     @property
     def size(self) -> int:
+        """Its ``first``: the most rows that it may have."""
         return len(self.ids)
 
     def arguments(self, fields: Fields, suffix: str) -> str:
+        """The arguments of ``conditions`` but for the block; variables end in ``suffix``."""
         name = f"b{suffix}" if suffix else "ids"
         return f"first: {self.size}, where: {{id_in: ${name}}}"
 
     def variables(self, suffix: str) -> dict[str, tuple[str, Any]]:
+        """Type and value of each variable."""
         return {f"b{suffix}" if suffix else "ids": ("[ID!]!", ["0x" + i for i in self.ids])}
 
     def check(self, rows: list[Any], fields: Fields) -> dict[str, RawCondition]:
+        """The conditions by id (no ``0x``). Raises AnswerFault where the rows are not to be believed."""
         return check_ids(rows, self.ids, fields)
 
     def parts(self, size: int) -> list[Query]:
+        """The same in queries of at most ``size`` rows."""
         if self.size <= size:
             return [self]
         return [replace(self, ids=part) for part in chunks(self.ids, size)]
 
     def take(self, found: dict[str, RawCondition], block: int) -> list[Query]:
+        """Keep what was found; returns what has to be asked next."""
         self.answer.found |= found
         self.answer.block_number = min(self.answer.block_number or block, block)
         self.answer.absent += [i for i in self.ids if i not in found]
         return []
 
     def fail(self, message: str, *, unavailable: bool = False) -> None:
+        """Give the query up."""
         self.answer.failed |= dict.fromkeys(self.ids, message)
         self.answer.unavailable |= unavailable
 
 
 @dataclass(frozen=True)
 class PageQuery:
-    """The next resolved conditions with ``after`` < id < ``upper`` (hex without 0x; ``""``: all, None: no end)."""
+    """The next resolved conditions with ``after`` < id < ``upper`` (hex without 0x; ``""``: all, None: no end).
+
+    Methods as those of :class:`IdsQuery`.
+    """
 
     after: str
     upper: str | None
@@ -142,6 +122,9 @@ class PageQuery:
     def fail(self, message: str, *, unavailable: bool = False) -> None:
         """A range with a hole in it is of no use."""
         raise GoldskyUnavailableError(message)
+
+
+Query = IdsQuery | PageQuery
 
 
 def chunks(items: Sequence[Any], size: int) -> list[Any]:

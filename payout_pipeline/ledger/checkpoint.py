@@ -1,6 +1,6 @@
 """The guide's checkpoint and progress files: a view of the ledger for people and for the guide's ``jq`` and ``tail``.
 
-    payout-backfill-worker{N}.checkpoint.json    where the worker stands, replaced as a whole
+    payout-backfill-worker{N}.checkpoint.json    how far the worker is, replaced as a whole
     payout-backfill-worker{N}.progress.jsonl     one line a batch, appended
 
 Nothing is ever decided from these files: what is stored in the ledger is the truth, and they are written anew from it.
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer, model_validator
 
 from payout_pipeline.chunks import MAX_WORKERS
 from payout_pipeline.ledger.info import SnapshotInfo, why_invalid
@@ -26,20 +26,16 @@ _LONGEST_FILE = 1 << 20
 _NAME = re.compile(r"payout-backfill-worker(\d{1,2})\.(checkpoint\.json|progress\.jsonl)")
 
 
-def _printable(text: str) -> str:
-    if not text.isprintable():
-        raise ValueError("it has characters that cannot be printed")
-    return text
-
-
-def _real_time(text: str) -> str:
-    datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=timezone.utc)
-    return text
+def iso_time(moment: datetime) -> str:
+    """An aware datetime as the guide writes it: ``2025-11-09T10:30:00.000Z``."""
+    if moment.tzinfo is None:
+        raise ValueError("a time without a time zone")
+    utc = moment.astimezone(timezone.utc)
+    return f"{utc:%Y-%m-%dT%H:%M:%S}.{utc.microsecond // 1000:03d}Z"
 
 
 _Count = Annotated[int, Field(ge=0, le=2**53 - 1)]  # what jq and every other reader of JSON keep exactly
-_Text = Annotated[str, Field(min_length=1, max_length=500), AfterValidator(_printable)]
-_Time = Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d{3}Z\z"), AfterValidator(_real_time)]
+_Time = Annotated[AwareDatetime, PlainSerializer(iso_time)]
 _Worker = Annotated[int, Field(ge=1, le=MAX_WORKERS)]
 
 
@@ -59,16 +55,8 @@ def worker_of_name(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def iso_time(moment: datetime) -> str:
-    """An aware datetime as the guide writes it: ``2025-11-09T10:30:00.000Z``."""
-    if moment.tzinfo is None:
-        raise ValueError("a time without a time zone")
-    utc = moment.astimezone(timezone.utc)
-    return f"{utc:%Y-%m-%dT%H:%M:%S}.{utc.microsecond // 1000:03d}Z"
-
-
 class Checkpoint(BaseModel):
-    """Where a worker stands. The first seven fields are the guide's, with its meaning; the aliases are the file's."""
+    """How far a worker is. The first seven fields are the guide's, with its meaning; the aliases are the file's."""
 
     model_config = ConfigDict(frozen=True, strict=True, populate_by_name=True)
 
@@ -86,25 +74,21 @@ class Checkpoint(BaseModel):
     #: Ids of the chunk; None in a scan, which does not know them beforehand.
     ids: _Count | None = Field(alias="totalIds")
     counts: dict[str, _Count] = Field(alias="statusCounts")
-    partition: _Text
+    partition: Annotated[str, Field(pattern=r"^worker_\d+_of_\d+\z")]
     block_number: _Count | None = Field(None, alias="blockNumber")
-    deployment: Annotated[str, Field(max_length=2_500), AfterValidator(_printable)] | None = None
-    fingerprint: _Text
+    deployment: str | None = None
+    fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{64}\z")]
     state: Literal["running", "complete"] = "running"
     version: Annotated[int, Field(ge=1, le=1)] = 1
 
     @model_validator(mode="after")
-    def _sensible(self) -> Checkpoint:
-        limits = [
-            ("batchesProcessed", self.batches_processed, self.batches),
-            ("lastBatchIndex", self.last_batch_index + 1, self.batches_processed),
-            ("totalPayoutsFound", self.payouts_found, self.ids_processed),
-            ("totalErrors", self.errors, self.ids_processed),
-            ("totalIdsProcessed", self.ids_processed, self.ids_processed if self.ids is None else self.ids),
-        ]
-        for name, value, limit in limits:
-            if value > limit:
-                raise ValueError(f"{name} ({value}) is beyond its limit ({limit})")
+    def _consistent(self) -> Checkpoint:
+        if not self.last_batch_index < self.batches_processed <= self.batches:
+            raise ValueError("lastBatchIndex, batchesProcessed and totalBatches do not fit together")
+        if max(self.payouts_found, self.errors) > self.ids_processed:
+            raise ValueError("totalPayoutsFound or totalErrors is beyond totalIdsProcessed")
+        if self.ids is not None and self.ids_processed > self.ids:
+            raise ValueError("totalIdsProcessed is beyond totalIds")
         if sorted(self.counts) != sorted(STATUSES) or sum(self.counts.values()) != self.ids_processed:
             raise ValueError("the five status counts do not sum to totalIdsProcessed")
         return self
@@ -202,12 +186,13 @@ class CheckpointWriter:
         self._interval, self._since = max(1, interval), 0
         # At an object store, which cannot append, lines are gathered until the checkpoint is written.
         self._lines = b""
-        self._may_be_torn = True
 
     def begin(self) -> None:
         """Note where the run starts from. A new snapshot begins a new progress file."""
         if not self._running.batches_done:
             self._store.delete(progress_name(self._worker))
+        elif self._store.is_local:
+            self._lines = b"\n"  # the last line may have been cut off by a crash
         self.save()
 
     def batch_done(self, index: int, *, ids: int, found: int, seconds: float, attempts: int) -> bool:
@@ -222,7 +207,7 @@ class CheckpointWriter:
         """
         counts = self._running.counts
         line = BatchProgress(
-            timestamp=iso_time(self._clock()),
+            timestamp=self._clock(),
             worker=self._worker,
             batch_index=index,
             ids_in_batch=ids,
@@ -242,58 +227,49 @@ class CheckpointWriter:
         return True
 
     def _flush(self) -> None:
-        if not self._lines:
-            return
-        # A line that a crash has torn is ended first, so that it spoils no other.
-        torn = self._may_be_torn and _is_torn(self._store, progress_name(self._worker))
-        self._store.append(progress_name(self._worker), b"\n" * torn + self._lines)
-        self._lines, self._may_be_torn = b"", False
+        if self._lines:
+            self._store.append(progress_name(self._worker), self._lines)
+            self._lines = b""
 
     def save(self) -> None:
         """Write the checkpoint as things are in the ledger now."""
         self._since = 0
         self._flush()
         running = self._running
-        facts = running.info.model_copy(update={"counts": running.counts, "ids": running.ids_total})
-        _write(self._store, self._worker, facts, running, iso_time(self._clock()))
+        info = running.info.model_copy(update={"counts": running.counts, "ids": running.ids_total})
+        done = (running.batches_done, running.last_batch_index, running.batch_count)
+        write_checkpoint(self._store, _checkpoint(self._worker, info, done, "running", self._clock()))
 
 
 def write_complete(store: Store, worker: int, info: SnapshotInfo) -> None:
     """Write the checkpoint of a finished snapshot. Raises StorageError where the place cannot be written."""
-    _write(store, worker, info, None, iso_time(datetime.now(timezone.utc)))
+    done = (info.batches, info.batches - 1, info.batches)
+    write_checkpoint(store, _checkpoint(worker, info, done, "complete", datetime.now(timezone.utc)))
 
 
-def _write(store: Store, worker: int, info: SnapshotInfo, running: RunningLedger | None, saved: str) -> None:
-    write_checkpoint(
-        store,
-        Checkpoint(
-            worker=worker,
-            batches_processed=running.batches_done if running else info.batches,
-            last_batch_index=running.last_batch_index if running else info.batches - 1,
-            ids_processed=sum(info.counts.values()),
-            payouts_found=info.payouts_found,
-            start_time=iso_time(datetime.fromisoformat(info.started_at)),
-            last_save_time=saved,
-            errors=info.errors,
-            batches=running.batch_count if running else info.batches,
-            ids=None if info.mode == "scan" else info.ids,
-            counts=info.counts,
-            partition=info.partition,
-            block_number=info.pin.block_number,
-            deployment=excerpt(info.pin.deployment, 200),
-            fingerprint=info.fingerprint,
-            state="running" if running else "complete",
-        ),
+def _checkpoint(
+    worker: int,
+    info: SnapshotInfo,
+    batches: tuple[int, int, int],
+    state: Literal["running", "complete"],
+    saved: datetime,
+) -> Checkpoint:
+    """``batches``: how many are done, the last of the unbroken row, and how many there are."""
+    return Checkpoint(
+        worker=worker,
+        batches_processed=batches[0],
+        last_batch_index=batches[1],
+        ids_processed=sum(info.counts.values()),
+        payouts_found=info.payouts_found,
+        start_time=datetime.fromisoformat(info.started_at),
+        last_save_time=saved,
+        errors=info.errors,
+        batches=batches[2],
+        ids=None if info.mode == "scan" else info.ids,
+        counts=info.counts,
+        partition=info.partition,
+        block_number=info.pin.block_number,
+        deployment=excerpt(info.pin.deployment, 200),
+        fingerprint=info.fingerprint,
+        state=state,
     )
-
-
-def _is_torn(store: Store, key: str) -> bool:
-    """Whether the last line of a file has no end."""
-    try:
-        with store.reading(key) as file:
-            if file.seek(0, 2) == 0:
-                return False
-            file.seek(-1, 2)
-            return file.read(1) != b"\n"
-    except FileNotFoundError:
-        return False

@@ -8,15 +8,17 @@ where an id got no usable answer, its ledger has no vector. So what a snapshot k
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
+from payout_pipeline.chunks import Chunk
 from payout_pipeline.ledger import files
 from payout_pipeline.ledger.changes import vector_texts
 from payout_pipeline.ledger.ledger import Ledger
+from payout_pipeline.ledger.rows import id_array
 from payout_pipeline.storage import Store
 
 if TYPE_CHECKING:
-    import pandas as pd
     import pyarrow as pa
 
 _KNOWN = "_known.parquet"
@@ -28,60 +30,63 @@ def remember(ledger: Ledger) -> None:
 
     Raises LedgerError where a file is damaged, StorageError where it cannot be written.
     """
-    import pyarrow as pa
-
-    table = pa.Table.from_pandas(_latest([_kept(ledger), *_resolved(ledger)]), preserve_index=False)
+    table = _latest([_kept(ledger), *_resolved(ledger)])
     files.write_rows(ledger.store, ledger.key(_KNOWN), table.schema, [table], lambda: "{}")
 
 
-def last_known(store: Store, ids: pa.Array) -> pd.DataFrame:
-    """The latest known vectors of ``ids``, of all partitions: ``condition_id`` and ``vector``.
+def last_known(store: Store, chunk: Chunk) -> pa.Table:
+    """The latest known vectors of the ids of ``chunk``, of all partitions: ``condition_id`` and ``vector``.
 
     Raises LedgerError where a file is damaged.
     """
-    wanted = set(ids.to_pylist())
-    frames: list[pd.DataFrame] = []
+    import pyarrow.compute as pc
+
+    ids: pa.StringArray | None = None  # some 70 bytes an id, which a first run does not need
+    found: list[pa.Table] = []
     for partition in store.names(files.DIRECTORY):
         ledger = Ledger(store, partition)
         # In this order: a snapshot that is replaced meanwhile has left its vectors beside it before.
-        parts = [*_resolved(ledger), _kept(ledger)]
-        frames += [part[part["condition_id"].isin(wanted)] for part in parts]
-    return _latest(frames)[["condition_id", "vector"]]
+        for part in filter(len, (*_resolved(ledger), _kept(ledger))):
+            ids = id_array(chunk) if ids is None else ids
+            found.append(part.filter(pc.is_in(part["condition_id"], value_set=ids)))
+    return _latest(found).select(["condition_id", "vector"])
 
 
-def _resolved(ledger: Ledger) -> list[pd.DataFrame]:
+def _resolved(ledger: Ledger) -> Iterator[pa.Table]:
     """The resolved rows of the finished snapshot."""
     if ledger.finished() is None:
-        return []
-    parts: list[pd.DataFrame] = []
+        return
     for batch in ledger.read(_COLUMNS, ["resolved"]):
-        part = batch.select(["condition_id", "fetched_at"]).to_pandas()
-        part["vector"] = vector_texts(batch["payout_numerators"], batch["payout_denominator"]).to_pandas()
-        parts.append(part)
-    return parts
+        vectors = vector_texts(batch["payout_numerators"], batch["payout_denominator"])
+        yield _table(batch["condition_id"], vectors, batch["fetched_at"])
 
 
-def _kept(ledger: Ledger) -> pd.DataFrame:
+def _kept(ledger: Ledger) -> pa.Table:
     """What was remembered of the snapshots before."""
-    import pandas as pd
     import pyarrow.parquet as pq
 
     key = ledger.key(_KNOWN)
     try:
         with ledger.store.reading(key) as file:
-            frame: pd.DataFrame = pq.read_table(file, page_checksum_verification=True).to_pandas()
-            return frame[["condition_id", "vector", "fetched_at"]]
+            table = pq.read_table(file, page_checksum_verification=True)
+            return _table(table["condition_id"], table["vector"], table["fetched_at"])
     except FileNotFoundError:
-        return pd.DataFrame({"condition_id": [], "vector": [], "fetched_at": pd.to_datetime([], utc=True)})
+        return _table([], [], [])
     except files.damage() as error:
         raise files.damaged(ledger.store, key, error) from error
 
 
-def _latest(frames: list[pd.DataFrame]) -> pd.DataFrame:
-    import pandas as pd
+def _latest(tables: list[pa.Table]) -> pa.Table:
+    import pyarrow as pa
 
-    filled = [frame for frame in frames if len(frame)]
-    if not filled:
-        return pd.DataFrame({"condition_id": [], "vector": [], "fetched_at": []}, dtype=str)
-    ordered = pd.concat(filled).sort_values("fetched_at", kind="stable")
-    return ordered.drop_duplicates("condition_id", keep="last")
+    ordered = pa.concat_tables([_table([], [], []), *tables]).sort_by("fetched_at")
+    last = ordered.group_by("condition_id", use_threads=False).aggregate([("vector", "last"), ("fetched_at", "last")])
+    return _table(last["condition_id"], last["vector_last"], last["fetched_at_last"])
+
+
+def _table(ids: Any, vectors: Any, times: Any) -> pa.Table:
+    import pyarrow as pa
+
+    fields = [("condition_id", pa.string()), ("vector", pa.string()), ("fetched_at", pa.timestamp("ms", "UTC"))]
+    table = pa.table({"condition_id": ids, "vector": vectors, "fetched_at": times})
+    return table.cast(pa.schema(fields))

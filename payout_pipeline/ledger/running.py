@@ -275,16 +275,13 @@ class RunningLedger:
 
     def _write_changes(self, info: SnapshotInfo) -> None:
         """Compare with the finished snapshot that this one replaces, and with what is known of ids that it does not have."""
-        import pyarrow as pa
-
         ledger = self._ledger
         former = ledger.finished()
         same_list = former is not None and former.ids_sha256 == info.ids_sha256
         try:
             before = states(ledger.read(COMPARED_COLUMNS) if former is not None else ())
             if isinstance(self._ids, Chunk) and not (same_list and former and _all_usable(former)):
-                known = last_known(ledger.store, pa.array(self._ids.ids(), pa.string()))
-                before = with_last_known(before, pa.Table.from_pandas(known, preserve_index=False))
+                before = with_last_known(before, last_known(ledger.store, self._ids))
             if former is not None and not (same_list and _all_usable(info)):
                 remember(ledger)
         except LedgerError as error:

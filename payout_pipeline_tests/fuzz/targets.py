@@ -12,6 +12,7 @@ import json
 import re
 import tempfile
 from collections.abc import Callable
+from datetime import datetime, timezone
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from pathlib import Path
@@ -223,9 +224,10 @@ def _written() -> bytes:
     """A checkpoint as the pipeline writes it."""
     from payout_pipeline.ledger.checkpoint import Checkpoint
 
+    moment = datetime(2025, 11, 9, 10, 30, tzinfo=timezone.utc)
     return Checkpoint(
         worker=1, batches_processed=1, last_batch_index=0, ids_processed=10, payouts_found=5,
-        start_time="2025-11-09T10:30:00.000Z", last_save_time="2025-11-09T10:31:00.000Z", errors=0, batches=2, ids=20,
+        start_time=moment, last_save_time=moment, errors=0, batches=2, ids=20,
         counts={"resolved": 5, "unresolved": 3, "absent": 2, "invalid": 0, "failed": 0}, partition="worker_1_of_2",
         fingerprint="ab" * 32, block_number=1_000, deployment="QmFuzz",
     ).model_dump_json(by_alias=True).encode()  # fmt: skip
