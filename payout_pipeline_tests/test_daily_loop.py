@@ -215,6 +215,8 @@ def test_a_week_at_the_desk(tmp_path: Path, messages: tuple[str, list[str]]) -> 
     assert desk.night().returncode == 0
     code, report = desk.report()
     assert (code, desk.view(), report["input"]["ids"]) == (0, desk.truth(), 0)
+    bar = next(check for check in report["checks"] if check["check"] == "unique_conditions")
+    assert (bar["state"], bar["description"]) == ("nothing to check", "The input has no ids: no condition is missing.")
 
     # Sunday: new markets.
     desk.trade(*range(41, 46))

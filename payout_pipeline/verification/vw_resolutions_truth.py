@@ -119,9 +119,12 @@ class _View:
             passed,
             Severity.ERROR,
             f"{stored:,} of {counted(ids, 'condition')} of the input have a payout vector from {SOURCE} "
-            f"({share(stored, ids)}); at least {bar:,} were expected.",
+            f"({share(stored, ids)}); at least {bar:,} were expected."
+            if ids
+            else "The input has no ids: no condition is missing.",
             bar,
             stored,
+            nothing=not ids,
             tables=(table,) if table.rows else (),
             sql=sql,
             repair=""
