@@ -19,7 +19,7 @@ from uuid import uuid4
 from payout_pipeline.dagster_home import REPOSITORY_TAGS, ensure_dagster_home
 from payout_pipeline.errors import PayoutPipelineError
 from payout_pipeline.settings import Settings
-from payout_pipeline.signals import stop_on_signals
+from payout_pipeline.signals import StopRequest, stop_on_signals
 from payout_pipeline.worker_pool import INTERRUPTED, Outcome, start, wait
 
 if TYPE_CHECKING:
@@ -75,43 +75,56 @@ def run_backfill(
         from payout_pipeline.report import build_report, render
 
         _import_and_initialise()
-        outcomes = wait([looking], stop)
-        if not stop.requested and outcomes[0].exit_code:
-            _say(console, outcomes)
-            return outcomes[0].exit_code
+        if code := _ended(wait([looking], stop), stop, console):
+            return code
         remember_prepared(settings)
-        if not stop.requested and _wants_a_list(settings, store, workers, refetch):
-            outcomes = wait([start(logs, "condition_ids", _run, job=IDS_JOB)], stop)
-            _say(console, outcomes)
-            if not stop.requested and outcomes[0].exit_code:
-                return outcomes[0].exit_code
-        if not stop.requested:
-            record = _take_up_or_begin(settings, refetch, console)
-            config: dict[str, Any] = {"goldsky_payouts": {"config": {"refetch": record["refetch"]}}}
-            if allow_removals:
-                config["resolutions_external_ingest"] = {"config": {"allow_removals": True}}
-            arguments = {"job": WORKER_JOB, "ops": config, "tags": {"payout/backfill": record["id"]}}
-            keys = [partition_key(worker, settings.workers) for worker in chosen]
-            children = [start(logs, key, _run, partition_key=key, **arguments) for key in keys]
-            with Progress(settings, chosen, console) as progress:
-                outcomes = wait(children, stop, progress.update)
-            _say(console, outcomes)
-        failed = [outcome.name for outcome in outcomes if outcome.exit_code]
-        if not stop.requested and failed:
-            console.print(
-                f"The view was not rebuilt: {', '.join(failed)} failed. Run `payout-pipeline backfill` again when mended."
-            )
+        if _wants_a_list(settings, store, workers, refetch):
+            listing = start(logs, "condition_ids", _run, job=IDS_JOB)
+            if code := _ended(wait([listing], stop), stop, console):
+                return code
+        record = _take_up_or_begin(settings, refetch, console)
+        config: dict[str, Any] = {"goldsky_payouts": {"config": {"refetch": record["refetch"]}}}
+        if allow_removals:
+            config["resolutions_external_ingest"] = {"config": {"allow_removals": True}}
+        arguments = {"job": WORKER_JOB, "ops": config, "tags": {"payout/backfill": record["id"]}}
+        keys = [partition_key(worker, settings.workers) for worker in chosen]
+        children = [start(logs, key, _run, partition_key=key, **arguments) for key in keys]
+        with Progress(settings, chosen, console) as progress:
+            outcomes = wait(children, stop, progress.update)
+        code = _ended(outcomes, stop, console)
+        if not code:
+            view = start(logs, "vw_resolutions_truth", _run, job=VIEW_JOB)
+            code = _ended(wait([view], stop), stop, console)
         elif not stop.requested:
-            outcomes = wait([start(logs, "vw_resolutions_truth", _run, job=VIEW_JOB)], stop)
-            _say(console, outcomes)
-    if stop.signal_number is not None:
-        console.print("Interrupted; finished batches are kept, the same command continues.")
-        return 128 + stop.signal_number
+            failed = ", ".join(outcome.name for outcome in outcomes if outcome.exit_code)
+            console.print(
+                f"The view was not rebuilt: {failed} failed. Run `payout-pipeline backfill` again when mended."
+            )
+        if stop.requested:
+            return code
     console.print(f"Runs finished after {time.monotonic() - started:.1f} s.")
     with dg.DagsterInstance.get() as instance:
         report = build_report(settings, instance)
     render(report, console)
-    return 1 if any(outcome.exit_code for outcome in outcomes) else report.exit_code
+    return 1 if code else report.exit_code
+
+
+def _ended(outcomes: Sequence[Outcome], stop: StopRequest, console: Console) -> int:
+    """Say how children ended. Returns the exit code where the backfill cannot go on, else 0."""
+    from rich.markup import escape
+
+    for outcome in outcomes:
+        name = escape(outcome.name)
+        if not outcome.exit_code:
+            console.print(f"[green]{name}: done.[/]")
+        elif outcome.exit_code == INTERRUPTED:
+            console.print(f"[yellow]{name}: interrupted;[/] its finished batches are kept and not asked again")
+        else:
+            console.print(f"[bold red]{name}: FAILED.[/] {escape(outcome.message)}")
+    if stop.signal_number is not None:
+        console.print("Interrupted; finished batches are kept, the same command continues.")
+        return 128 + stop.signal_number
+    return next((outcome.exit_code for outcome in outcomes if outcome.exit_code), 0)
 
 
 def _wants_a_list(settings: Settings, store: Store, workers: Sequence[int], refetch: str | None) -> bool:
@@ -235,16 +248,3 @@ def _failures(result: Any) -> str:
     if failed:
         messages.append(f"failed: {', '.join(dict.fromkeys(failed))}; see the report")
     return "\n".join(dict.fromkeys(message.strip() for message in messages if message))
-
-
-def _say(console: Console, outcomes: Sequence[Outcome]) -> None:
-    from rich.markup import escape
-
-    for outcome in outcomes:
-        name = escape(outcome.name)
-        if not outcome.exit_code:
-            console.print(f"[green]{name}: done.[/]")
-        elif outcome.exit_code == INTERRUPTED:
-            console.print(f"[yellow]{name}: interrupted;[/] its finished batches are kept and not asked again")
-        else:
-            console.print(f"[bold red]{name}: FAILED.[/] {escape(outcome.message)}")

@@ -268,12 +268,7 @@ class Settings(BaseModel):
         return not self.clickhouse_host
 
     def success_bar(self, ids: int) -> int:
-        """How many distinct conditions ``PAYOUT_MIN_UNIQUE_CONDITIONS`` asks for, of ``ids`` input ids (rounded up).
-
-        None of an input without ids, which only a query can give: nothing is missing.
-        """
-        if not ids:
-            return 0
+        """How many distinct conditions ``PAYOUT_MIN_UNIQUE_CONDITIONS`` asks for, of ``ids`` input ids (rounded up)."""
         bar = self.min_unique_conditions
         return math.ceil(bar * ids) if bar < 1 else int(bar)
 

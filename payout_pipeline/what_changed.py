@@ -15,6 +15,8 @@ from payout_pipeline.words import counted
 
 #: Of the changes, so many are shown; all of them are in the files.
 SHOWN = 20
+#: What moves money comes first.
+_FIRST = ("vector_changed", "no_longer_resolved", "became_absent", "newly_resolved")
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ def what_changed(place: Store | str, partitions: Iterable[str]) -> WhatChanged |
 
     A ledger whose changes cannot be read is left out; the next run replaces it.
     """
+    import pyarrow.compute as pc
+
     store = place if isinstance(place, Store) else open_store(place)
     counts: Counter[str] = Counter(dict.fromkeys(KINDS, 0))
     rows: list[dict[str, Any]] = []
@@ -54,8 +58,9 @@ def what_changed(place: Store | str, partitions: Iterable[str]) -> WhatChanged |
         if table is None:
             continue
         files.append(ledger.changes_file)
-        counts.update({row["values"]: row["counts"] for row in table["change"].value_counts().to_pylist()})
-        order = {"vector_changed": 0, "no_longer_resolved": 1, "became_absent": 2, "newly_resolved": 3}
-        rows += sorted(table.to_pylist(), key=lambda row: order[row["change"]])[:SHOWN]
-        rows = sorted(rows, key=lambda row: order[row["change"]])[:SHOWN]
-    return WhatChanged(dict(counts), rows, files) if files else None
+        for kind in KINDS:
+            of_kind = table.filter(pc.equal(table["change"], kind))
+            counts[kind] += len(of_kind)
+            rows += of_kind.slice(0, SHOWN).to_pylist()
+    first = [row for kind in _FIRST for row in rows if row["change"] == kind][:SHOWN]
+    return WhatChanged(dict(counts), first, files) if files else None

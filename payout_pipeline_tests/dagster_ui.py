@@ -140,10 +140,10 @@ class DagsterUi:
 
     # ------------------------------------------------------------------------------------------------------- backfills
 
-    def backfill(self, partitions: Sequence[str]) -> str:
-        """Launch a partition backfill of all assets, and return its id."""
+    def backfill(self, partitions: Sequence[str], assets: Sequence[str] = ASSETS) -> str:
+        """Launch a partition backfill of the assets, and return its id."""
         selector = {
-            "assetSelection": [{"path": [name]} for name in ASSETS],
+            "assetSelection": [{"path": [name]} for name in assets],
             "partitionNames": list(partitions),
             "allPartitions": False,
         }

@@ -195,7 +195,6 @@ def test_no_ids_are_a_list_too(tmp_path: Path, given: list[str]) -> None:
 
     worklist = read_worklist(_of(tmp_path))
     assert (worklist.ids, [worker.ids for worker in worklist.workers]) == (0, [0, 0])
-    assert _of(tmp_path).success_bar(0) == 0
 
 
 @pytest.mark.parametrize("why", ["a run", "a lock", "a record"])

@@ -25,6 +25,7 @@ from payout_pipeline.definitions import build_defs
 from payout_pipeline.locks import FileLocks
 from payout_pipeline.settings import load_settings
 from payout_pipeline.subgraph.server import SubgraphConfig, SubgraphServer
+from payout_pipeline_tests.dagster_ui import ASSETS, dagster_dev
 from payout_pipeline_tests.running import Place
 
 VIEW = "cascadian_clean.vw_resolutions_truth"
@@ -84,7 +85,7 @@ class Desk:
         (directory / "ids.sql").write_text(QUERY)
         self.place = Place(
             directory,
-            f"http://127.0.0.1:{self.port}/subgraphs/name/{SubgraphConfig(conditions=self.conditions).names[0]}",
+            f"http://127.0.0.1:{self.port}/subgraphs/name/positions",
             None,
             {
                 "CONDITION_IDS_QUERY": "ids.sql",
@@ -214,6 +215,8 @@ def test_a_week_at_the_desk(tmp_path: Path, messages: tuple[str, list[str]]) -> 
     assert desk.night().returncode == 0
     code, report = desk.report()
     assert (code, desk.view(), report["input"]["ids"]) == (0, desk.truth(), 0)
+    bar = next(check for check in report["checks"] if check["check"] == "unique_conditions")
+    assert (bar["state"], bar["description"]) == ("nothing to check", "The input has no ids: no condition is missing.")
 
     # Sunday: new markets.
     desk.trade(*range(41, 46))
@@ -287,6 +290,24 @@ def test_the_backfill_command_takes_the_list_and_a_backfill_that_is_continued_ke
 
         anew = desk.place.run("backfill")
     assert (anew.returncode, desk.view()) == (0, desk.truth()), anew.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_backfill_from_the_ui_takes_the_list_first(tmp_path: Path, messages: tuple[str, list[str]]) -> None:
+    desk = Desk(tmp_path, messages[0])
+    desk.trade(*range(1, 11))
+    desk.resolve(WON, 1, 2, 3)
+    desk.write_conditions()
+    with (
+        SubgraphServer(SubgraphConfig(conditions=desk.conditions, port=desk.port)),
+        dagster_dev(tmp_path, desk.place.environment) as ui,
+    ):
+        backfill = ui.backfill(["worker_1_of_2", "worker_2_of_2"], ["condition_ids", *ASSETS])
+        assert ui.ended(backfill) == "COMPLETED_SUCCESS", ui.log.read_text()[-4000:]
+        assert sorted(len(run.assets) for run in ui.runs(backfill)) == [1, 1, 2, 2]
+    assert desk.view() == desk.truth()
+    assert desk.report()[0] == 0
 
 
 def test_what_starts_by_itself_is_off_and_the_refresh_runs_everything_in_order() -> None:

@@ -59,7 +59,7 @@ def _findings(settings: Settings, found: IdList) -> list[Finding]:
         text += f"; the first: {', '.join(found.ids(0, _FIRST_IDS))}" if found.count else ": nothing is missing"
     findings = [Finding("input", "ok", text)]
     bar = settings.success_bar(found.count)
-    if bar > found.count:
+    if found.count and bar > found.count:
         findings.append(
             Finding(
                 "input",

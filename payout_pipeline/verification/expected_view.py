@@ -18,7 +18,7 @@ from payout_pipeline.warehouse.identifiers import quote_identifier
 from payout_pipeline.warehouse.schema import Table, inspect_table
 from payout_pipeline.warehouse.statements import Sql, statement
 from payout_pipeline.warehouse.target import SOURCE
-from payout_pipeline.warehouse.types import MAX_UINT64, integers, is_time, unwrap
+from payout_pipeline.warehouse.types import MAX_UINT64, element_type, integers, is_time, unwrap
 from payout_pipeline.warehouse.view import normal_id
 
 if TYPE_CHECKING:
@@ -102,8 +102,8 @@ def _slices(place: Place) -> list[str]:
 def _compare_slice(place: Place, pattern: str, found: ViewComparison) -> None:
     import pandas as pd
 
-    market = _side(place, place.market, pattern, source=place.market.name.name)
-    external = _side(place, place.target.table, pattern, source=None)
+    market = _side(place, place.market, pattern, shown_source=place.market.name.name)
+    external = _side(place, place.target.table, pattern, shown_source=None)
     found.market += len(market)
     _compare_sources(market, external, found)
     expected = pd.concat([market, external[~external["condition_id"].isin(market["condition_id"])]])[COLUMNS]
@@ -156,7 +156,7 @@ def _compare_sources(market: pd.DataFrame, external: pd.DataFrame, found: ViewCo
     overlap = market.merge(ours, on="condition_id", suffixes=("_market", "_goldsky"))
     found.overlap += len(overlap)
     for row in overlap.itertuples(index=False):
-        if not _same_shares(row.shares_market, row.shares_goldsky, exact=not row.is_float_market):
+        if not _same_shares(row.shares_market, row.shares_goldsky, exact=row.is_whole_market):
             found.differing += 1
             if len(found.disagreements) < SHOWN_ROWS:
                 found.disagreements.append(
@@ -176,18 +176,21 @@ def _same_shares(left: tuple[Fraction, ...], right: tuple[Fraction, ...], *, exa
     return all(math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-9) for a, b in zip(left, right, strict=True))
 
 
-def _side(place: Place, table: Table, pattern: str, *, source: str | None) -> pd.DataFrame:
-    """One row per condition of ``table``; ``source``: what the view calls it, None for its own column."""
+def _side(place: Place, table: Table, pattern: str, *, shown_source: str | None) -> pd.DataFrame:
+    """One row per condition of ``table``; ``shown_source``: what the view names as its source, None for its own column."""
     import pandas as pd
 
-    sql = _source_sql(table, source)
+    sql = _source_sql(table)
     frame = place.session.arrow(sql, {"slice": pattern}, doing=f"reading {table.name}").to_pandas()
     frame["condition_id"] = frame["written"].str.lower().str.removeprefix("0x")
-    float32 = "Float32" in table.columns["payout_numerators"]
+    kinds = (
+        unwrap(element_type(table.columns["payout_numerators"])),
+        unwrap(table.columns["payout_denominator"]),
+    )
     known: dict[tuple[str, str], _Vector | None] = {}
-    pairs = list(zip(frame["vector"], frame["denominator"], strict=True))
+    pairs = list(zip(frame["stored_vector"], frame["stored_denominator"], strict=True))
     for pair in set(pairs):
-        known[pair] = _read_vector(*pair, external=source is None, float32=float32)
+        known[pair] = _read_vector(*pair, kinds, external=shown_source is None)
     vectors = [known[pair] for pair in pairs]
     usable = pd.Series([vector is not None for vector in vectors], index=frame.index, dtype=bool)  # also of no rows
     frame = frame[usable].copy()
@@ -195,23 +198,22 @@ def _side(place: Place, table: Table, pattern: str, *, source: str | None) -> pd
     frame["vector"] = [vector.text for vector in kept]
     frame["denominator"] = [str(vector.denominator) for vector in kept]
     frame["shares"] = [vector.shares for vector in kept]
-    frame["is_float"] = [vector.is_float for vector in kept]
+    frame["is_whole"] = [vector.is_whole for vector in kept]
     if frame["winning_index"].isna().all():
         frame["winning_index"] = [str(vector.winner) for vector in kept]
     frame["rank_spelling"] = frame["written"] != frame["condition_id"]
-    frame["rank_source"] = frame["source"] != SOURCE if source is None else False
-    order = ["condition_id", "rank_spelling", "rank_source", "recent", "source", "vector"]
+    frame["rank_source"] = frame["stored_source"] != SOURCE
+    order = ["condition_id", "rank_spelling", "rank_source", "recent", "stored_source", "stored_vector"]
     ascending = [True, True, True, False, True, True]
     frame = frame.sort_values(order, ascending=ascending, kind="stable").drop_duplicates("condition_id")
-    return pd.DataFrame(frame[[*COLUMNS, "shares", "is_float"]])
+    frame["source"] = frame["stored_source"] if shown_source is None else shown_source
+    return pd.DataFrame(frame[[*COLUMNS, "shares", "is_whole"]])
 
 
-def _source_sql(table: Table, source: str | None) -> str:
+def _source_sql(table: Table) -> str:
     index = table.columns.get("winning_index")
     moment = table.columns.get("resolved_at")
-    recent = [
-        f"ifNull(toInt64({_as_number(name, table.columns[name])}), 0)" for name in _RECENT if name in table.columns
-    ]
+    recent = ", ".join(f"m.{name} NULLS FIRST" for name in _RECENT if name in table.columns)
     return statement(
         "checks/source_rows",
         id=Sql(quote_identifier(table.id_column or "")),
@@ -222,61 +224,61 @@ def _source_sql(table: Table, source: str | None) -> str:
         resolved_at=Sql(
             "toInt64(ifNull(toUnixTimestamp(m.resolved_at), 0))" if moment and is_time(moment) else "toInt64(0)"
         ),
-        source=Sql(f"'{source}'" if source is not None else "toString(m.source)"),
-        recent=Sql(f"concat({', '.join([*recent, chr(39) * 2])})"),
+        source=Sql("toString(m.source)" if "source" in table.columns else "''"),
+        # Ranked by the database, so that numbers, times and text are each compared as what they are.
+        recent=Sql(f"dense_rank() OVER (ORDER BY {recent})" if recent else "0"),
         table=table.name,
         final=table.final,
     )
 
 
-def _as_number(name: str, kind: str) -> str:
-    return f"toUnixTimestamp64Micro(toDateTime64(m.{name}, 6))" if is_time(kind) else f"m.{name}"
-
-
 @dataclass(frozen=True)
 class _Vector:
-    """A vector as the view shows it, and what it pays."""
+    """A vector as the view shows it, and what it pays. ``is_whole``: it was stored without fractions."""
 
     text: str
     denominator: int
     shares: tuple[Fraction, ...]
     winner: int
-    is_float: bool
+    is_whole: bool
 
 
-def _read_vector(vector: str, denominator: str | None, *, external: bool, float32: bool) -> _Vector | None:
+def _read_vector(vector: str, denominator: str | None, kinds: tuple[str, str], *, external: bool) -> _Vector | None:
     """The vector of a stored row; None for one that does not count: no denominator, negative, not finite, too large.
 
-    Fractions of float columns are shown times 10^9, numerators and denominator alike.
+    ``kinds``: the types of the numerators and of the denominator. Fractions of float columns are shown times 10^9,
+    numerators and denominator alike.
     """
     if denominator is None:
         return None
-    numbers = [*_numbers(vector), *_numbers(f"[{denominator}]")]
-    if float32:
-        import numpy as np
-
-        numbers = [float(np.float32(number)) for number in numbers]
-    if not numbers or any(not math.isfinite(n) or n < 0 or n > MAX_UINT64 for n in numbers) or numbers[-1] == 0:
+    numbers = [*_numbers(vector, kinds[0]), *_numbers(f"[{denominator}]", kinds[1])]
+    if any(not math.isfinite(n) or n < 0 or n > MAX_UINT64 for n in numbers) or numbers[-1] == 0:
         return None
     *numerators, total = numbers
     if external and not sum(numerators):
         return None
     shares = tuple(Fraction(n) / Fraction(total) for n in numerators)
-    whole = all(n == int(n) for n in numbers)
-    is_float = any(isinstance(n, float) for n in numbers)
-    if whole:
+    is_whole = all(n == int(n) for n in numbers)
+    if is_whole:
         shown, shown_total = [int(n) for n in numerators], int(total)
     else:
         shown = [round(min(n, 1e9) * _SCALE) for n in numerators]
         shown_total = round(min(total, 1e9) * _SCALE)
         if abs(sum(shown) - shown_total) <= len(shown):  # thirds sum to a hair less than 1
             shown_total = sum(shown)
-    largest = max(shown, default=0)
-    winner = shown.index(largest) if shown.count(largest) == 1 else -1
-    return _Vector(json.dumps(shown, separators=(",", ":")), shown_total, shares, winner, is_float)
+    largest = max(numerators, default=0)
+    winner = numerators.index(largest) if numerators.count(largest) == 1 else -1
+    return _Vector(json.dumps(shown, separators=(",", ":")), shown_total, shares, winner, is_whole)
 
 
-def _numbers(text: str) -> list[Any]:
-    """The numbers of ClickHouse's text of an array; NULL counts as 0, as in the view."""
-    plain = text.replace("NULL", "0").replace("nan", "NaN").replace("inf", "Infinity")
-    return list(json.loads(plain))
+def _numbers(text: str, kind: str) -> list[Any]:
+    """The numbers of ClickHouse's text of an array of ``kind``; NULL counts as 0, as in the view.
+
+    The text of a float is the shortest that identifies it, and need not be its value.
+    """
+    numbers = json.loads(text.replace("NULL", "0").replace("nan", "NaN").replace("inf", "Infinity"))
+    if kind == "Float32":
+        import numpy as np
+
+        return [float(np.float32(number)) for number in numbers]
+    return [float(number) for number in numbers] if kind == "Float64" else list(numbers)

@@ -107,6 +107,7 @@ class _View:
             stored += self._session.rows(sql, {"source": SOURCE}, doing=doing, external={"asked": batch})[0][
                 "conditions"
             ]
+        empty = self._worklist.ids == 0  # only a query gives no ids; a scan that found none is no success
         bar = self._settings.success_bar(ids)
         passed = stored >= bar
         table = Table(
@@ -119,9 +120,12 @@ class _View:
             passed,
             Severity.ERROR,
             f"{stored:,} of {counted(ids, 'condition')} of the input have a payout vector from {SOURCE} "
-            f"({share(stored, ids)}); at least {bar:,} were expected.",
+            f"({share(stored, ids)}); at least {bar:,} were expected."
+            if not empty
+            else "The input has no ids: no condition is missing.",
             bar,
             stored,
+            nothing=empty,
             tables=(table,) if table.rows else (),
             sql=sql,
             repair=""
