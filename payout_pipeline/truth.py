@@ -14,6 +14,8 @@ from payout_pipeline.logs import forwarded_to
 from payout_pipeline.settings import Settings
 from payout_pipeline.storage import BACKFILL_RECORD, open_store
 from payout_pipeline.warehouse.client import Warehouse
+from payout_pipeline.warehouse.identifiers import QualifiedName
+from payout_pipeline.warehouse.statements import statement
 from payout_pipeline.what_changed import WhatChanged, what_changed
 
 if TYPE_CHECKING:
@@ -39,7 +41,6 @@ def rebuild_truth(settings: Settings, *, log: Logger, run_id: str = "") -> Truth
     IncompleteError, WarehousePermanentError where the user may not create views, and what a session raises.
     """
     from payout_pipeline.verification.baseline import remember_before
-    from payout_pipeline.verification.numbers import view_conditions
     from payout_pipeline.warehouse.view import rebuild_view
 
     started = time.monotonic()
@@ -52,7 +53,8 @@ def rebuild_truth(settings: Settings, *, log: Logger, run_id: str = "") -> Truth
         remember_before(session, settings)
         sql = rebuild_view(session, settings)
         open_store(settings.runtime_dir).delete(BACKFILL_RECORD)  # the backfill is over, whatever the checks say
-        rows_after = int(view_conditions(session, settings).get("view_rows", 0))
+        view = QualifiedName.parse(settings.truth_view)
+        rows_after = int(session.scalar(statement("view_rows", view=view), doing=f"counting the rows of {view}"))
     log.info(f"{settings.truth_view} rebuilt: {rows_after:,} rows")
     changes = what_changed(settings.runtime_dir, [row["worker"] for row in workers])
     if changes is not None:
