@@ -9,14 +9,12 @@ from enum import Enum
 Value = int | float | str | bool
 #: ``actual`` of a check that could not be made.
 NO_ANSWER = "no answer"
-
-
 #: Rows that a table beside a verdict has at most.
 SHOWN_ROWS = 20
 
 
 class Severity(str, Enum):
-    """ERROR: the backfill must not be trusted. WARN: somebody should look."""
+    """ERROR: the backfill must not be trusted. WARN: it should be reviewed."""
 
     ERROR = "ERROR"
     WARN = "WARN"
@@ -36,13 +34,11 @@ class Verdict:
     """The outcome of one check.
 
     ``description`` is a sentence that carries the number; ``expected`` and ``actual`` are the same fact as data.
-    ``repair`` says what to do and is empty where the check passed. ``nothing``: there was nothing to look at, and rightly so.
-    Numbers are finite: JSON knows no NaN.
+    ``repair`` says what to do and is empty where the check passed. ``nothing``: there was nothing to check, and rightly so.
+    ``check`` and ``severity`` are filled in from the catalogue. Numbers are finite: JSON knows no NaN.
     """
 
-    check: str
     passed: bool
-    severity: Severity
     description: str
     expected: Value
     actual: Value
@@ -51,3 +47,5 @@ class Verdict:
     repair: str = ""
     facts: Mapping[str, Value] = field(default_factory=dict)
     nothing: bool = False
+    check: str = ""
+    severity: Severity = Severity.ERROR

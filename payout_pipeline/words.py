@@ -31,6 +31,11 @@ def is_(number: int) -> str:
     return "is" if number == 1 else "are"
 
 
+def verb(number: int, plural: str) -> str:
+    """The regular verb that fits the number: ``1 row holds``, ``2 rows hold``."""
+    return f"{plural}s" if number == 1 else plural
+
+
 def duration(delta: timedelta) -> str:
     """``3 d 4 h``, ``5 h 12 min``, ``3 min 4 s``: the two largest units."""
     seconds = max(0, int(delta.total_seconds()))

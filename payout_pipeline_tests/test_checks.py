@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import time
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
+from payout_pipeline.checks import make_verdicts
 from payout_pipeline.checks.catalogue import FETCHED, STORED, VIEW, catalogue, checks_of
+from payout_pipeline.errors import PayoutPipelineError
 from payout_pipeline.ledger import Pin
 from payout_pipeline.payouts import InvalidVector, Vector
-from payout_pipeline.verdict import Severity, Verdict
+from payout_pipeline.verdict import NO_ANSWER, Severity, Verdict
 from payout_pipeline.verification.baseline import accept, measure
 from payout_pipeline.warehouse.client import Warehouse
 from payout_pipeline_tests.report_fixtures import (  # noqa: F401 - fixtures
@@ -315,7 +318,7 @@ def test_coverage_gained_is_told_with_its_sources(house: House) -> None:  # noqa
 def test_a_rebuild_that_measured_nothing_cannot_pass(finished: House) -> None:  # noqa: F811
     for measured in (Path(finished.settings.runtime_dir) / "vw_resolutions_truth").glob("*.json"):
         measured.write_text("{ torn")
-    failed(finished.view("coverage_before_after"), "nobody measured how many")
+    failed(finished.view("coverage_before_after"), "was never measured")
 
 
 def test_without_a_view_the_checks_that_read_it_fail_and_say_so(finished: House) -> None:  # noqa: F811
@@ -323,6 +326,32 @@ def test_without_a_view_the_checks_that_read_it_fail_and_say_so(finished: House)
     for name in ("one_row_per_condition", "no_null_payouts", "goldsky_rows_included"):
         failed(finished.view(name), "does not exist")
     failed(finished.view("coverage_before_after"))
+
+
+def test_a_column_of_the_market_table_that_was_renamed_is_one_fault(finished: House) -> None:  # noqa: F811
+    finished.run("ALTER TABLE {db}.market_resolutions_final RENAME COLUMN payout_numerators TO numerators")
+    names = {info.name for info in checks_of(VIEW, finished.settings)}
+    found = make_verdicts(finished.settings, finished.instance, finished.worklist, VIEW, None, names)
+    (said,) = {verdict.description for verdict in found if verdict.actual == NO_ANSWER}
+    assert "market_resolutions_final cannot be read as resolutions: payout_numerators is missing" in said
+
+
+def test_a_server_that_is_down_is_waited_for_once_a_run(finished: House) -> None:  # noqa: F811
+    down = finished.with_settings(clickhouse_host="http://127.0.0.1:9", clickhouse_wait_seconds=1)
+    unreachable: list[PayoutPipelineError] = []
+    seconds, said = [], set()
+    for asset, key in ((STORED, "worker_1_of_2"), (STORED, "worker_2_of_2"), (VIEW, None)):
+        started = time.monotonic()
+        wanted = {info.name for info in checks_of(asset, down.settings)} - {"all_workers_complete"}
+        found = make_verdicts(down.settings, down.instance, down.worklist, asset, key, wanted, unreachable)
+        seconds.append(time.monotonic() - started)
+        said |= {(verdict.actual, verdict.description) for verdict in found}
+        assert {verdict.check for verdict in found} == wanted
+    assert seconds[0] > 1
+    assert max(seconds[1:]) < 1, "the waiting budget"
+    ((actual, description),) = said
+    assert actual == NO_ANSWER
+    assert "127.0.0.1:9" in description
 
 
 # ----------------------------------------------------------------------------------------------------- settled P&L
@@ -379,7 +408,7 @@ def test_a_wallet_paid_twice_for_one_condition_is_told_from_one_newly_covered(ho
 def test_a_wallet_with_two_rows_in_the_pnl_view_is_named(house: House) -> None:  # noqa: F811
     with_pnl(house)
     house.run(PNL_VIEW.replace("GROUP BY wallet", "GROUP BY wallet UNION ALL SELECT 'bob', 1, 1, 2, 1"))
-    verdict = failed(house.view("settled_pnl"), "1 row pay a wallet again (wallet bob has 2 rows)")
+    verdict = failed(house.view("settled_pnl"), "1 row pays a wallet again (wallet bob has 2 rows)")
     assert verdict.tables[1].rows == (("bob", 2),)
 
 

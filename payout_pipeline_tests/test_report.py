@@ -366,8 +366,9 @@ def test_the_page_is_self_contained_and_draws_what_was_fetched(backfill: Backfil
 def test_what_comes_from_an_answer_is_escaped_in_the_page_and_on_the_terminal(finished: House) -> None:  # noqa: F811
     evil = "<script>alert(1)</script>[bold]&\x1b[31m"
     verdict = Verdict(
-        "error_rate", False, Severity.ERROR, f"1 id failed: {evil}", 0.01, 1.0,
+        False, f"1 id failed: {evil}", 0.01, 1.0,
         tables=(Table("failed ids", ("condition_id", "error"), ((condition(1), evil),)),), repair=f"look at {evil}",
+        check="error_rate",
     )  # fmt: skip
     finished.checked(verdict, 1)
     report = build_report(finished.settings, finished.instance)
@@ -386,8 +387,9 @@ LONG = "a sentence of many words that ends with the command that helps: payout-p
 @pytest.mark.parametrize("width", [80, 120, 160])
 def test_text_is_wrapped_and_never_cropped(finished: House, width: int) -> None:  # noqa: F811
     verdict = Verdict(
-        "error_rate", False, Severity.ERROR, LONG, 0.01, 1.0,
+        False, LONG, 0.01, 1.0,
         tables=(Table("failed ids", ("condition_id", "error"), ((condition(1), LONG),)),), repair=LONG,
+        check="error_rate",
     )  # fmt: skip
     finished.checked(verdict, 1)
     report = build_report(finished.settings, finished.instance)
@@ -402,7 +404,7 @@ def test_text_is_wrapped_and_never_cropped(finished: House, width: int) -> None:
 def test_numbers_that_json_does_not_have_are_text(finished: House, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
     nan, infinite = float("nan"), float("inf")
     report = build_report(finished.settings, finished.instance)
-    verdict = Verdict("error_rate", False, Severity.ERROR, LONG, nan, infinite, facts={"total": nan})
+    verdict = Verdict(False, LONG, nan, infinite, facts={"total": nan})
     print_json(as_json(replace(report, statuses=(replace(report.statuses[0], verdict=verdict),))))
 
     def refuse(constant: str) -> None:
@@ -425,15 +427,16 @@ def test_the_paths_of_a_materialization_are_shown_as_they_are(backfill: Backfill
 
 def test_a_verdict_comes_back_as_it_was_kept(finished: House) -> None:  # noqa: F811
     verdict = Verdict(
-        "error_rate", False, Severity.WARN, "A sentence äß\n<>[].", 2**53 + 1, 0.5,
+        False, "A sentence äß\n<>[].", 2**53 + 1, 0.5,
         tables=(Table("rows", ("x", "y"), (("1", 2), ("3", True))),), sql="SELECT 1", repair="Do it.", facts={"a": 1},
+        check="error_rate", severity=Severity.WARN,
     )  # fmt: skip
     finished.checked(verdict, 1)
     assert load(finished.settings, FETCHED, KEYS[0])["error_rate"].verdict == verdict
 
 
 def test_numbers_beyond_what_javascript_keeps_are_sent_as_text() -> None:
-    result = to_result(Verdict("error_rate", True, Severity.ERROR, "s", 2**64, 0.0), FETCHED)
+    result = to_result(Verdict(True, "s", 2**64, 0.0, check="error_rate"), FETCHED)
     assert result.metadata["expected"] == dg.MetadataValue.text(str(2**64))
     assert result.metadata["actual"] == dg.MetadataValue.float(0.0)
 
@@ -443,8 +446,9 @@ def test_secrets_are_scrubbed_from_everything_a_check_says() -> None:
     leaked = "token canary-5ecret-value was refused"
     result = to_result(
         Verdict(
-            "error_rate", False, Severity.ERROR, leaked, leaked, leaked,
+            False, leaked, leaked, leaked,
             tables=(Table("t", ("error",), ((leaked,),)),), sql=leaked, repair=leaked, facts={"fact": leaked},
+            check="error_rate",
         ),
         FETCHED,
     )  # fmt: skip

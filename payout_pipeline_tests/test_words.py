@@ -7,7 +7,7 @@ from datetime import timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from payout_pipeline.words import counted, duration, listed, share
+from payout_pipeline.words import counted, duration, listed, share, verb
 
 
 @given(st.integers(1, 10**9), st.data())
@@ -32,6 +32,7 @@ def test_a_duration_names_its_two_largest_units_and_never_rounds_up(seconds: int
 def test_counts_and_lists_read_as_sentences_do() -> None:
     assert [counted(0, "row"), counted(1, "row"), counted(2_345, "row")] == ["0 rows", "1 row", "2,345 rows"]
     assert counted(2, "query", "queries") == "2 queries"
+    assert [verb(number, "hold") for number in (0, 1, 2)] == ["hold", "holds", "hold"]
     assert listed([], 0) == ""
     assert listed(["a", "b", "c", "d"], 1_000) == "a, b, c and 997 more"
     assert listed(["a"], 1) == "a"

@@ -6,26 +6,29 @@ What is checked is in ``catalogue.py``; what the numbers mean in ``payout_pipeli
 # No `from __future__ import annotations` here: Dagster compares the annotation of `context` with its own classes.
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import dagster as dg
 
 from payout_pipeline.checks.basis import BasisReader
-from payout_pipeline.checks.catalogue import ASSETS, FETCHED, VIEW, checks_of
+from payout_pipeline.checks.catalogue import ASSETS, FETCHED, VIEW, CheckInfo, checks_of
 from payout_pipeline.checks.records import save
 from payout_pipeline.checks.results import to_result
 from payout_pipeline.checks.workers import worker_states
 from payout_pipeline.chunks import Worklist, read_worklist
-from payout_pipeline.errors import PayoutPipelineError
+from payout_pipeline.errors import PayoutPipelineError, WarehouseUnavailableError, head_and_repair
 from payout_pipeline.faults import reported_to_dagster
 from payout_pipeline.resources import PipelineResource
 from payout_pipeline.settings import Settings
-from payout_pipeline.verdict import Severity, Verdict
+from payout_pipeline.verdict import NO_ANSWER, Severity, Verdict
 
 
 def build_checks(partitions: dg.StaticPartitionsDefinition, settings: Settings) -> list[dg.AssetChecksDefinition]:
     """The checks of all assets: partitioned like the workers for the first two, unpartitioned for the view."""
-    return [_checks_of(asset, partitions if asset != VIEW else None, settings) for asset in ASSETS]
+    unreachable: dict[str, list[PayoutPipelineError]] = defaultdict(list)  # by run, whose steps share a process
+    return [_checks_of(asset, partitions if asset != VIEW else None, settings, unreachable) for asset in ASSETS]
 
 
 def check_specs(
@@ -53,7 +56,10 @@ def check_specs(
 
 
 def _checks_of(
-    asset: str, partitions: dg.StaticPartitionsDefinition | None, settings: Settings
+    asset: str,
+    partitions: dg.StaticPartitionsDefinition | None,
+    settings: Settings,
+    unreachable: dict[str, list[PayoutPipelineError]],
 ) -> dg.AssetChecksDefinition:
     @dg.multi_asset_check(
         name=f"check_{asset}",
@@ -72,7 +78,9 @@ def _checks_of(
             keys = [None] if partitions is None else [worker.key for worker in worklist.workers]
             for partition in [context.partition_key] if context.has_partition_key and partitions is not None else keys:
                 basis = bases.of(asset, partition)
-                verdicts = make_verdicts(current, context.instance, worklist, asset, partition, wanted)
+                verdicts = make_verdicts(
+                    current, context.instance, worklist, asset, partition, wanted, unreachable[context.run.run_id]
+                )
                 save(current, asset, partition, verdicts, basis, context.run.run_id)
                 by_partition[partition] = verdicts
         for verdict in map(worst, zip(*by_partition.values(), strict=True)):
@@ -86,7 +94,7 @@ def _checks_of(
 
 
 def worst(verdicts: Sequence[Verdict]) -> Verdict:
-    """The verdict that stands for those of several workers: the first that failed, else the first."""
+    """The verdict to show for those of several workers: the first that failed, else the first."""
     return next((v for v in verdicts if not v.passed and not v.nothing), verdicts[0])
 
 
@@ -97,9 +105,12 @@ def make_verdicts(
     asset: str,
     partition: str | None,
     wanted: set[str],
+    unreachable: list[PayoutPipelineError] | None = None,
 ) -> list[Verdict]:
-    """The verdicts of the wanted checks, in the order of the catalogue. A fault that one meets fails that one only; a
-    database that does not answer fails all that need it.
+    """The verdicts of the wanted checks, in the order of the catalogue. A fault fails the check that met it, and no other.
+
+    ``unreachable``: the fault by which ClickHouse was found to be out of reach, empty where it was not; shared by the checks
+    of a run, so that only the first of them waits for the server.
     """
     from payout_pipeline.verification import (
         baseline,
@@ -110,40 +121,70 @@ def make_verdicts(
     from payout_pipeline.verification.workers import all_workers_complete
     from payout_pipeline.warehouse.client import Warehouse
 
+    unreachable = [] if unreachable is None else unreachable
+    infos = [info for info in checks_of(asset, settings) if info.name in wanted]
+    if asset == FETCHED and partition is not None:
+        return _made(settings, infos, goldsky_payouts.checks(settings, worklist, partition), [])
     if partition is not None:
-        module = goldsky_payouts if asset == FETCHED else resolutions_external_ingest
-        return _made(settings, asset, wanted, module.checks(settings, worklist, partition))
-    workers = {"all_workers_complete": lambda: all_workers_complete(worker_states(instance, settings, worklist))}
-    found = _made(settings, asset, wanted, workers)
-    of_view = wanted - set(workers)
+        return _made(settings, infos, resolutions_external_ingest.checks(settings, partition), unreachable)
+    without_database = {
+        "all_workers_complete": lambda: all_workers_complete(worker_states(instance, settings, worklist))
+    }
+    found = _made(settings, [info for info in infos if info.name in without_database], without_database, [])
+    of_view = [info for info in infos if info.name not in without_database]
     if not of_view:
         return found
     try:
+        if unreachable:
+            raise unreachable[0]
         with Warehouse(settings, "checks of the truth view").session("checking the truth view") as session:
-            found += _made(settings, asset, of_view, vw_resolutions_truth.checks(settings, worklist, session))
-            names = {info.name for info in checks_of(asset, settings)}
-            if wanted >= names and all(v.passed or v.nothing or v.severity is Severity.WARN for v in found):
+            available = vw_resolutions_truth.checks(settings, worklist, session)
+            found += _made(settings, of_view, available, unreachable)
+            complete = len(infos) == len(checks_of(asset, settings))
+            if complete and all(v.passed or v.nothing or v.severity is Severity.WARN for v in found):
                 baseline.accept(settings, baseline.measure(session, settings))
-    except PayoutPipelineError as fault:  # no session at all: it is each check's own fault that it could not be made
+    except PayoutPipelineError as fault:  # no session at all: none of these checks could be made
+        _note_unreachable(settings, fault, unreachable)
         made = {verdict.check for verdict in found}
-        found += [
-            vw_resolutions_truth.could_not_be_made(info.name, info.severity, str(fault))
-            for info in checks_of(asset, settings)
-            if info.name in of_view - made
-        ]
+        found += [_no_answer(info, fault) for info in of_view if info.name not in made]
     return found
 
 
 def _made(
-    settings: Settings, asset: str, wanted: set[str], available: Mapping[str, Callable[[], Verdict]]
+    settings: Settings,
+    infos: Iterable[CheckInfo],
+    available: Mapping[str, Callable[[], Verdict]],
+    unreachable: list[PayoutPipelineError],
 ) -> list[Verdict]:
-    from payout_pipeline.verification.vw_resolutions_truth import could_not_be_made
-
     verdicts: list[Verdict] = []
-    for info in checks_of(asset, settings):
-        if info.name in wanted and info.name in available:
-            try:
-                verdicts.append(available[info.name]())
-            except PayoutPipelineError as fault:
-                verdicts.append(could_not_be_made(info.name, info.severity, str(fault)))
+    for info in infos:
+        try:
+            if unreachable:
+                raise unreachable[0]
+            verdicts.append(replace(available[info.name](), check=info.name, severity=info.severity))
+        except PayoutPipelineError as fault:
+            _note_unreachable(settings, fault, unreachable)
+            verdicts.append(_no_answer(info, fault))
     return verdicts
+
+
+def _no_answer(info: CheckInfo, fault: PayoutPipelineError) -> Verdict:
+    """The verdict of a check that could not be made: something that it reads is missing, broken or of another shape."""
+    head, repair = head_and_repair(str(fault))
+    said = head[:1].upper() + head[1:]
+    return Verdict(False, said, "an answer", NO_ANSWER, repair=repair, check=info.name, severity=info.severity)
+
+
+def _note_unreachable(settings: Settings, fault: PayoutPipelineError, unreachable: list[PayoutPipelineError]) -> None:
+    """Add ``fault`` to ``unreachable`` where a new connection fails too: one statement without an answer says less."""
+    from payout_pipeline.warehouse.client import FIRST_CONTACT_SECONDS, Warehouse
+
+    if unreachable or settings.embedded or not isinstance(fault, WarehouseUnavailableError):
+        return
+    try:
+        with Warehouse(settings, "checks", FIRST_CONTACT_SECONDS).session("reaching the server"):
+            return
+    except WarehouseUnavailableError:
+        unreachable.append(fault)
+    except PayoutPipelineError:
+        return

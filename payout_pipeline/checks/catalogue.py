@@ -106,7 +106,7 @@ _ALL = (
         "payout_sample",
         VIEW,
         Severity.ERROR,
-        "Five rows to look at, each well-formed: an id of 64 hex digits, at least two outcomes, and a winning index "
+        "A sample of five rows, each well-formed: an id of 64 hex digits, at least two outcomes, and a winning index "
         "that points at the largest payout (-1 where several share it).",
     ),
     CheckInfo(

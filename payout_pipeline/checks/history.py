@@ -35,7 +35,7 @@ class State(str, Enum):
     NOTHING = "nothing to check"
 
 
-#: States that need nobody.
+#: States that need no action.
 QUIET = (State.PASSED, State.NOTHING)
 
 
@@ -84,7 +84,7 @@ def latest_statuses(
 
 
 class _Reader:
-    """One look at the results and the runs; remembers what several checks share."""
+    """Reads results and runs; what several checks share is read once."""
 
     def __init__(self, instance: dg.DagsterInstance, settings: Settings, worklist: Worklist) -> None:
         self._settings = settings

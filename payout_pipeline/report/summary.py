@@ -57,7 +57,7 @@ def _together(name: str, values: Sequence[Value]) -> str:
 
 
 def cell(value: object) -> str:
-    """A value as it stands in a table or a sentence."""
+    """A value as text, for a table or a sentence."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from payout_pipeline.verdict import SHOWN_ROWS, Severity, Table, Value, Verdict
+from payout_pipeline.verdict import SHOWN_ROWS, Table, Value, Verdict
 from payout_pipeline.verification import numbers
 from payout_pipeline.verification.baseline import Measured, baseline, measure
 from payout_pipeline.verification.numbers import Place
 from payout_pipeline.warehouse.statements import statement
-from payout_pipeline.words import counted, has
+from payout_pipeline.words import counted, has, verb
 
 REBUILD = (
     "materialize vw_resolutions_truth again (`dagster asset materialize -m payout_pipeline.definitions --select "
@@ -30,11 +30,11 @@ def coverage_before_after(place: Place) -> Verdict:
     columns = ("status", "market_resolutions_final", "external table", "either", "in the view")
     floor = max([at.view or 0 for at in (before, accepted) if at is not None], default=0)
     problems: list[str] = []
-    repair = f"Look at {place.settings.truth_view} and its two tables, then {REBUILD}."
+    repair = f"Check {place.settings.truth_view} and its two tables, then {REBUILD}."
     if now.view is None:
         problems.append(now.view_fault or f"there is no view {place.settings.truth_view}")
     elif before is None:
-        problems.append("nobody measured how many conditions there were before")
+        problems.append("the number of conditions before was never measured")
         repair = f"Do not create the view by hand; {REBUILD}, which measures before and after."
     elif now.view < floor:
         problems.append(f"{floor:,} before, {floor - now.view:,} lost")
@@ -53,9 +53,7 @@ def coverage_before_after(place: Place) -> Verdict:
     else:
         sentence += f"; {floor:,} before, {view - floor:,} gained"
     return Verdict(
-        "coverage_before_after",
         not problems,
-        Severity.ERROR,
         f"{sentence.rstrip('.')}.",
         floor,
         view,
@@ -67,7 +65,7 @@ def coverage_before_after(place: Place) -> Verdict:
 
 
 def settled_pnl(place: Place) -> Verdict:
-    """Wallets with settled P&L and its total, before and after; redemptions are part of it; nobody is paid twice."""
+    """Wallets with settled P&L and its total, before and after; redemptions are part of it; no wallet is paid twice."""
     view = place.settings.pnl_view
     now = numbers.settled_pnl(place.session, place.settings)
     if now.get("no_pnl"):
@@ -77,7 +75,7 @@ def settled_pnl(place: Place) -> Verdict:
         repair = f"Create {view}, GRANT SELECT on it, or set PAYOUT_PNL_VIEW (empty: no P&L check)."
         embedded = place.settings.embedded and not any(at and at.wallets for at in baseline(place.settings))
         return Verdict(
-            "settled_pnl", False, Severity.ERROR, f"{sentence}.", "a view of settled P&L", "none",
+            False, f"{sentence}.", "a view of settled P&L", "none",
             repair="" if embedded else repair, nothing=embedded,
         )  # fmt: skip
     before, accepted = baseline(place.settings)
@@ -101,9 +99,7 @@ def settled_pnl(place: Place) -> Verdict:
         said = "; ".join(problem for problem, _ in problems)
         sentence = f"{said[0].upper()}{said[1:]}. {sentence}"
     return Verdict(
-        "settled_pnl",
         not problems,
-        Severity.ERROR,
         f"{sentence.rstrip('.')}.",
         floor,
         now["wallets"],
@@ -141,7 +137,12 @@ def _pnl_problems(now: Mapping[str, Any], floor: int, view: str, *, redeemed: bo
     problems: list[tuple[str, str]] = []
     definition = f"Correct the definition of {view}."
     if now["not_numbers"]:
-        problems.append((f"{counted(now['not_numbers'], 'row')} of {view} hold NULL, NaN or infinity", definition))
+        problems.append(
+            (
+                f"{counted(now['not_numbers'], 'row')} of {view} {verb(now['not_numbers'], 'hold')} NULL, NaN or infinity",
+                definition,
+            )
+        )
     if now["without_wallet"]:
         problems.append(
             (f"{counted(now['without_wallet'], 'row')} of {view} {has(now['without_wallet'])} no wallet", definition)
@@ -150,7 +151,7 @@ def _pnl_problems(now: Mapping[str, Any], floor: int, view: str, *, redeemed: bo
         example = f" (wallet {now['examples'][0][0]} has {now['examples'][0][1]} rows)" if now["examples"] else ""
         problems.append(
             (
-                f"{counted(now['doubled'], 'row')} pay a wallet again{example}",
+                f"{counted(now['doubled'], 'row')} {verb(now['doubled'], 'pay')} a wallet again{example}",
                 f"Where one_row_per_condition failed too, {REBUILD}; otherwise the definition of {view} joins something "
                 "that has several rows a wallet.",
             )

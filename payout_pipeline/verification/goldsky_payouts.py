@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from payout_pipeline.chunks import Worklist, chunk_of, prefix_range, worker_numbers
 from payout_pipeline.condition_ids import todays_ids
 from payout_pipeline.ledger import STATUSES, Ledger
-from payout_pipeline.verdict import SHOWN_ROWS, Severity, Table, Value, Verdict
-from payout_pipeline.words import counted, duration, has, listed, share
+from payout_pipeline.verdict import SHOWN_ROWS, Table, Value, Verdict
+from payout_pipeline.words import counted, duration, has, is_, listed, share
 
 if TYPE_CHECKING:
     from payout_pipeline.chunks import WorkerInput
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from payout_pipeline.settings import Settings
 
 FRESH_WITHIN = timedelta(hours=24)
-#: Share of a chunk's ids that may be unknown to the subgraph before somebody should look.
+#: Share of a chunk's ids that may be unknown to the subgraph before the check warns.
 MOST_ABSENT = 0.05
 
 
 @dataclass(frozen=True)
 class WorkerLedger:
-    """What the checks of one worker look at."""
+    """What the checks of one worker read."""
 
     settings: Settings
     worker: WorkerInput
@@ -56,26 +56,25 @@ def ask_again(key: str) -> str:
     )
 
 
-def _no_ledger(check: str, at: WorkerLedger, severity: Severity = Severity.ERROR) -> Verdict:
+def _no_ledger(at: WorkerLedger) -> Verdict:
     ids = "none of its ids" if at.worker.ids is None else f"none of its {counted(at.worker.ids, 'id')}"
     sentence = f"There is no finished ledger of {at.key}: {ids} is accounted for."
-    return Verdict(check, False, severity, sentence, "a finished ledger", "none", repair=ask_again(at.key))
+    return Verdict(False, sentence, "a finished ledger", "none", repair=ask_again(at.key))
 
 
-def _no_ids(check: str, at: WorkerLedger, severity: Severity) -> Verdict:
-    return Verdict(check, False, severity, f"{at.key} has no ids, so nothing was asked.", "ids", 0, nothing=True)
+def _no_ids(at: WorkerLedger) -> Verdict:
+    return Verdict(False, f"{at.key} has no ids, so nothing was asked.", "ids", 0, nothing=True)
 
 
 def every_id_accounted_for(at: WorkerLedger) -> Verdict:
     """The ledger has each id of the chunk once."""
-    check = "every_id_accounted_for"
     if at.info is None:
-        return _no_ledger(check, at)
+        return _no_ledger(at)
     settings, number = at.settings, at.worker.worker
     if not at.info.asked_of(settings.goldsky_endpoint):
         sentence = f"The ledger of {at.key} was asked of another endpoint than today's GOLDSKY_ENDPOINT."
         repair = ask_again(at.key)
-        return Verdict(check, False, Severity.ERROR, sentence, "this endpoint", "another", repair=repair)
+        return Verdict(False, sentence, "this endpoint", "another", repair=repair)
     if settings.goldsky_mode == "list":
         found = at.ledger.verify(chunk_of(todays_ids(settings), number, settings.workers))
     else:
@@ -85,12 +84,10 @@ def every_id_accounted_for(at: WorkerLedger) -> Verdict:
     if found.closes:
         by_status = ", ".join(f"{found.counts.get(status, 0):,} {status}" for status in STATUSES)
         sentence = f"{once:,} of {counted(found.expected, 'id')} of {at.key} are in the ledger, each once: {by_status}."
-        return Verdict(check, True, Severity.ERROR, sentence, found.expected, once, facts=facts)
+        return Verdict(True, sentence, found.expected, once, facts=facts)
     defects, rows = _differences(found)
     return Verdict(
-        check,
         False,
-        Severity.ERROR,
         f"The ledger of {at.key} does not hold each of its {counted(found.expected, 'id')} once: {'; '.join(defects)}.",
         found.expected,
         once - found.duplicated,
@@ -116,11 +113,10 @@ def _differences(found: Accounting) -> tuple[list[str], list[tuple[Value, ...]]]
 
 def error_rate(at: WorkerLedger) -> Verdict:
     """Failed and invalid ids stay within ``PAYOUT_MAX_ERROR_RATE``."""
-    check = "error_rate"
     if at.info is None:
-        return _no_ledger(check, at)
+        return _no_ledger(at)
     if not at.info.ids:
-        return _no_ids(check, at, Severity.ERROR)
+        return _no_ids(at)
     counts, limit = at.info.counts, at.settings.max_error_rate
     bad = counts["failed"] + counts["invalid"]
     rate = bad / at.info.ids
@@ -134,9 +130,7 @@ def error_rate(at: WorkerLedger) -> Verdict:
         sentence += f"; the first: {failures[0][0]}: {failures[0][2]}"
     table = Table("ids without a usable answer", ("condition_id", "status", "error"), tuple(failures))
     return Verdict(
-        check,
         passed,
-        Severity.ERROR,
         f"{sentence}.",
         float(limit),
         rate,
@@ -144,18 +138,17 @@ def error_rate(at: WorkerLedger) -> Verdict:
         repair=""
         if passed
         else f"{ask_again(at.key)} With `refetch: unresolved` only the ids that are not resolved are asked again. Invalid "
-        "vectors come from the subgraph: look at their raw text in the ledger.",
+        "vectors come from the subgraph: the ledger has their raw text.",
         facts={"failed": counts["failed"], "invalid": counts["invalid"], "ids": at.info.ids},
     )
 
 
 def source_is_fresh(at: WorkerLedger) -> Verdict:
     """The subgraph's head was younger than 24 hours when the worker pinned its snapshot, without indexing errors."""
-    check = "source_is_fresh"
     if at.info is None:
-        return _no_ledger(check, at, Severity.WARN)
+        return _no_ledger(at)
     if not at.info.ids:
-        return _no_ids(check, at, Severity.WARN)
+        return _no_ids(at)
     pin = at.info.pin
     head = f"block {pin.head_number:,}" if pin.head_number is not None else "its block"
     limit = f"{FRESH_WITHIN.total_seconds() / 3600:.0f} h"
@@ -174,9 +167,7 @@ def source_is_fresh(at: WorkerLedger) -> Verdict:
         f"the subgraph's head ({head}) was {duration(age or timedelta())} old, and there were no indexing errors"
     )
     return Verdict(
-        check,
         not problems,
-        Severity.WARN,
         f"When {at.key} asked, {said}.",
         f"younger than {limit}, no indexing errors",
         f"{'unknown' if age is None else duration(age)}, {'' if pin.has_indexing_errors else 'no '}indexing errors",
@@ -192,18 +183,15 @@ def source_is_fresh(at: WorkerLedger) -> Verdict:
 
 def ids_are_known(at: WorkerLedger) -> Verdict:
     """At most 5 % of the chunk's ids are unknown to the subgraph; more look like question or token ids."""
-    check = "ids_are_known"
     if at.info is None:
-        return _no_ledger(check, at, Severity.WARN)
+        return _no_ledger(at)
     if not at.info.ids or at.info.mode == "scan":
-        return _no_ids(check, at, Severity.WARN)
+        return _no_ids(at)
     absent = at.info.counts["absent"]
     passed = absent <= MOST_ABSENT * at.info.ids
     return Verdict(
-        check,
         passed,
-        Severity.WARN,
-        f"{absent:,} of {counted(at.info.ids, 'id')} of {at.key} ({share(absent, at.info.ids)}) are unknown to the "
+        f"{absent:,} of {counted(at.info.ids, 'id')} of {at.key} ({share(absent, at.info.ids)}) {is_(absent)} unknown to the "
         f"subgraph; at most {100 * MOST_ABSENT:g} % are expected{'' if passed else '. Are these question or token ids?'}"
         + ("." if passed else ""),
         MOST_ABSENT,
@@ -219,13 +207,12 @@ def ids_are_known(at: WorkerLedger) -> Verdict:
 
 def vectors_unchanged(at: WorkerLedger) -> Verdict:
     """No id that was resolved before has another vector now."""
-    check = "vectors_unchanged"
     if at.info is None:
-        return _no_ledger(check, at, Severity.WARN)
+        return _no_ledger(at)
     changes = at.ledger.changes()
     if changes is None:
         sentence = f"There is no earlier ledger of {at.key} to compare with."
-        return Verdict(check, False, Severity.WARN, sentence, "an earlier ledger", "none", nothing=True)
+        return Verdict(False, sentence, "an earlier ledger", "none", nothing=True)
     rows = [row for row in changes.to_pylist() if row["change"] == "vector_changed"]
     table = Table(
         "vectors that changed",
@@ -234,9 +221,7 @@ def vectors_unchanged(at: WorkerLedger) -> Verdict:
     )
     example = f", for example {rows[0]['condition_id']}: {rows[0]['before']} became {rows[0]['after']}" if rows else ""
     return Verdict(
-        check,
         not rows,
-        Severity.WARN,
         f"{counted(len(rows), 'vector')} of {at.key} changed since the ledger before{example}.",
         0,
         len(rows),

@@ -98,7 +98,7 @@ def view_conditions(session: Session, settings: Settings) -> dict[str, Any]:
 def settled_pnl(session: Session, settings: Settings) -> dict[str, Any]:
     """The guide's P&L query on the columns that the view really has; ``no_pnl`` where there is no such view.
 
-    ``wallets`` have a row, whatever their P&L; ``doubled`` rows pay a wallet again; ``without_wallet`` rows pay nobody;
+    ``wallets`` have a row, whatever their P&L; ``doubled`` rows pay a wallet again; ``without_wallet`` rows name no wallet;
     ``not_numbers`` rows hold NULL, NaN or infinity; ``not_added_up`` ones have a total that is not trading plus redemption.
     Raises ConfigurationError where the view has no wallet or no P&L column.
     """
@@ -167,7 +167,7 @@ def stored_rows(session: Session, settings: Settings) -> int:
 
 
 def stored_vectors(session: Session, settings: Settings, ids: list[str]) -> list[dict[str, Any]]:
-    """What the target and the view hold of these conditions (lower-case, without 0x), as text, for looking at."""
+    """What the target and the view hold of these conditions (lower-case, without 0x), as text."""
     found: list[dict[str, Any]] = []
     for text in (settings.target_table, settings.truth_view):
         name = QualifiedName.parse(text)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from payout_pipeline.chunks import worker_numbers
 from payout_pipeline.ledger import Ledger
-from payout_pipeline.verdict import SHOWN_ROWS, Severity, Table, Verdict
+from payout_pipeline.verdict import SHOWN_ROWS, Table, Verdict
 from payout_pipeline.verification.numbers import Place, id_batch
 from payout_pipeline.warehouse.client import Session, Warehouse
 from payout_pipeline.warehouse.load import slices
@@ -26,7 +26,6 @@ from payout_pipeline.words import counted
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from payout_pipeline.chunks import Worklist
     from payout_pipeline.settings import Settings
 
 #: What is wrong with a stored condition. Rows in another spelling are ours, but neither found nor replaced by a load.
@@ -62,7 +61,7 @@ class Comparison:
             self.differences.append((condition_id, defect, fetched, stored, source))
 
 
-def checks(settings: Settings, _worklist: Worklist, key: str) -> Mapping[str, Callable[[], Verdict]]:
+def checks(settings: Settings, key: str) -> Mapping[str, Callable[[], Verdict]]:
     """The checks of the partition ``key`` by name."""
     return {"stored_equals_fetched": lambda: stored_equals_fetched(settings, key)}
 
@@ -75,7 +74,7 @@ def stored_equals_fetched(settings: Settings, key: str) -> Verdict:
     if info is None:
         sentence = f"There is no finished ledger of {key} to compare the table with."
         repair = f"Run `payout-pipeline backfill --workers {worker_numbers([key])}`."
-        return Verdict("stored_equals_fetched", False, Severity.ERROR, sentence, "a ledger", "none", repair=repair)
+        return Verdict(False, sentence, "a ledger", "none", repair=repair)
     with Warehouse(settings, f"check of {key}").session(f"checking {key}") as session:
         found = compare_stored(session, Place(session, settings).target, ledger.read())
     if found.counts["conflict"]:
@@ -103,9 +102,7 @@ def stored_equals_fetched(settings: Settings, key: str) -> Verdict:
             f"{counted(found.ids, 'id')}). First: {found.differences[0][0]}."
         )
     return Verdict(
-        "stored_equals_fetched",
         found.ok,
-        Severity.ERROR,
         sentence,
         found.resolved,
         found.resolved - sum(found.counts[defect] for defect in ("missing", "different", "conflict")),

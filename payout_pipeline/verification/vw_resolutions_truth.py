@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from payout_pipeline.chunks import Worklist
 from payout_pipeline.condition_ids import todays_ids
-from payout_pipeline.errors import head_and_repair
 from payout_pipeline.ledger import Ledger
-from payout_pipeline.verdict import NO_ANSWER, SHOWN_ROWS, Severity, Table, Verdict
+from payout_pipeline.verdict import SHOWN_ROWS, Table, Verdict
 from payout_pipeline.verification.before_after import REBUILD, coverage_before_after, settled_pnl
 from payout_pipeline.verification.expected_view import VIEW_COLUMNS, ViewComparison, compare_view
 from payout_pipeline.verification.numbers import Place, id_batch
+from payout_pipeline.warehouse.faults import ClickHouseRefusedError
 from payout_pipeline.warehouse.load import slices
 from payout_pipeline.warehouse.statements import Sql, statement
 from payout_pipeline.warehouse.target import SOURCE
@@ -34,26 +34,29 @@ _LOAD_AGAIN = "materialize resolutions_external_ingest again for all partitions"
 def checks(settings: Settings, worklist: Worklist, session: Session) -> Mapping[str, Callable[[], Verdict]]:
     """The checks by name, all of one session; ``all_workers_complete`` is not among them, as it needs no database."""
     at = _View(settings, worklist, session)
-    return {
-        function.__name__: function
-        for function in (
-            at.unique_conditions,
-            at.payout_quality,
-            at.payout_sample,
-            at.no_null_payouts,
-            at.one_row_per_condition,
-            at.goldsky_rows_included,
-            at.market_rows_included,
-            at.view_equals_sources,
-            at.sources_agree,
-        )
-    } | {function.__name__: partial(function, at.place) for function in (coverage_before_after, settled_pnl)}
+    methods = (
+        at.unique_conditions,
+        at.payout_quality,
+        at.payout_sample,
+        at.no_null_payouts,
+        at.one_row_per_condition,
+        at.goldsky_rows_included,
+        at.market_rows_included,
+        at.view_equals_sources,
+        at.sources_agree,
+    )
+    found: dict[str, Callable[[], Verdict]] = {method.__name__: method for method in methods}
+    found |= {function.__name__: partial(function, at.place) for function in (coverage_before_after, settled_pnl)}
+    return {name: partial(_of_readable_tables, at.place, check) for name, check in found.items()}
 
 
-def could_not_be_made(check: str, severity: Severity, message: str) -> Verdict:
-    """A check whose question has no answer here, because something that it reads is missing, broken or of another shape."""
-    head, repair = head_and_repair(message)
-    return Verdict(check, False, severity, head[:1].upper() + head[1:], "an answer", NO_ANSWER, repair=repair)
+def _of_readable_tables(place: Place, check: Callable[[], Verdict]) -> Verdict:
+    """The verdict of ``check``; raises the fault of a source table where the view over it cannot be read because of that."""
+    try:
+        return check()
+    except ClickHouseRefusedError:
+        _ = (place.target, place.market)
+        raise
 
 
 def _ids_table(title: str, ids: list[str]) -> tuple[Table, ...]:
@@ -61,7 +64,7 @@ def _ids_table(title: str, ids: list[str]) -> tuple[Table, ...]:
 
 
 class _View:
-    """One look at the view and its sources; what several checks need is read once."""
+    """The view and its sources; what several checks need is read once."""
 
     def __init__(self, settings: Settings, worklist: Worklist, session: Session) -> None:
         self._settings, self._worklist, self._session = settings, worklist, session
@@ -116,10 +119,8 @@ class _View:
             tuple((row["source"], row["total_payouts"], row["unique_conditions"]) for row in totals),
         )
         return Verdict(
-            "unique_conditions",
             passed,
-            Severity.ERROR,
-            f"{stored:,} of {counted(ids, 'condition')} of the input have a payout vector from {SOURCE} "
+            f"{stored:,} of {counted(ids, 'condition')} of the input {has(stored)} a payout vector from {SOURCE} "
             f"({share(stored, ids)}); at least {bar:,} were expected."
             if not empty
             else "The input has no ids: no condition is missing.",
@@ -130,7 +131,7 @@ class _View:
             sql=sql,
             repair=""
             if passed
-            else "Look at the statuses in all_workers_complete: many `unresolved` are markets still open (lower "
+            else "Compare the statuses in all_workers_complete: many `unresolved` are markets still open (lower "
             "PAYOUT_MIN_UNIQUE_CONDITIONS if that is right for your ids), many `absent` mean that the endpoint is another "
             "subgraph than the ids come from, many `failed` are asked again by `payout-pipeline backfill`.",
             facts={"unique_conditions": stored, "input ids": ids},
@@ -167,9 +168,7 @@ class _View:
         empty = not rows and self._expects_rows()
         sentence = f"In {rows - unsound:,} of {counted(rows, 'row')} of {SOURCE} the numerators sum to the denominator"
         return Verdict(
-            "payout_quality",
             not problems and not empty,
-            Severity.ERROR,
             f"{'; '.join([sentence, *problems])}{', though resolved vectors were fetched' if empty else ''}.",
             0,
             unsound + of_view["unsound"],
@@ -199,7 +198,7 @@ class _View:
         table = Table("sample of payouts", columns, tuple(tuple(row[c] for c in columns) for row in rows))
         empty = not rows and self._expects_rows()
         if not rows:
-            sentence = f"There is no row of {SOURCE} to look at"
+            sentence = f"There is no row of {SOURCE} to check"
         elif bad:
             sentence = (
                 f"{len(bad)} of {counted(len(rows), 'sampled row')} {is_(len(bad))} malformed: "
@@ -208,9 +207,7 @@ class _View:
         else:
             sentence = f"{counted(len(rows), 'sampled row')}, each well-formed: id, lengths, sum and winning index"
         return Verdict(
-            "payout_sample",
             bool(rows) and not bad,
-            Severity.ERROR,
             f"{sentence}.",
             0,
             len(bad),
@@ -246,9 +243,7 @@ class _View:
             f"{counted(resolved, 'condition')} that Goldsky resolved is among them"
         )
         return Verdict(
-            "no_null_payouts",
             not parts,
-            Severity.ERROR,
             f"{sentence}.",
             0,
             empty + missing,
@@ -279,9 +274,7 @@ class _View:
                 f"{'pays its' if doubled == 1 else 'pay their'} wallets again ({listed(examples, doubled, 1)})"
             )
         return Verdict(
-            "one_row_per_condition",
             rows == conditions,
-            Severity.ERROR,
             f"{sentence}.",
             conditions,
             rows,
@@ -301,19 +294,18 @@ class _View:
         )
         row = found[0]
         missing, examples = row["missing"], list(row["examples"])
+        included = row["eligible"] - missing
         sentence = (
-            f"{row['eligible'] - missing:,} of {counted(row['eligible'], 'condition')} of the external table are in the "
+            f"{included:,} of {counted(row['eligible'], 'condition')} of the external table {is_(included)} in the "
             f"view: {row['from_external']:,} from there, {row['from_market']:,} from market_resolutions_final"
         )
         if missing:
             sentence += f"; {missing:,} {is_(missing)} missing ({listed(examples, missing, 1)})"
         return Verdict(
-            "goldsky_rows_included",
             not missing,
-            Severity.ERROR,
             f"{sentence}.",
             row["eligible"],
-            row["eligible"] - missing,
+            included,
             tables=_ids_table("external conditions that the view lacks", examples),
             sql=sql,
             repair=f"The view was built before these rows, or by something else: {REBUILD}." if missing else "",
@@ -328,13 +320,11 @@ class _View:
         found = self._comparison
         missing = found.market_missing
         whole = f"{counted(found.market, 'condition')} of {self.place.market.name}"
-        sentence = f"{found.market - missing:,} of {whole} are in the view"
+        sentence = f"{found.market - missing:,} of {whole} {is_(found.market - missing)} in the view"
         if missing:
             sentence += f"; {missing:,} {is_(missing)} missing ({listed(found.missing_market_ids, missing, 1)})"
         return Verdict(
-            "market_rows_included",
             not missing,
-            Severity.ERROR,
             f"{sentence}.",
             found.market,
             found.market - missing,
@@ -370,9 +360,7 @@ class _View:
             "rows that differ", ("condition_id", "defect", "sources say", "view says"), tuple(found.differences)
         )
         return Verdict(
-            "view_equals_sources",
             not wrong and not found.shape,
-            Severity.ERROR,
             f"{sentence}.",
             found.expected,
             found.rows,
@@ -397,9 +385,7 @@ class _View:
             sentence += ", all with the same vector"
         columns = ("condition_id", "market_resolutions_final", SOURCE)
         return Verdict(
-            "sources_agree",
             bool(found.overlap) and not found.differing,
-            Severity.WARN,
             f"{sentence}.",
             0,
             found.differing,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from payout_pipeline.chunks import worker_numbers
 from payout_pipeline.ledger import STATUSES
-from payout_pipeline.verdict import Severity, Table, Verdict
+from payout_pipeline.verdict import Table, Verdict
 from payout_pipeline.words import counted, is_
 
 _TOLD = 5
@@ -71,9 +71,7 @@ def all_workers_complete(workers: Sequence[WorkerState]) -> Verdict:
     else:
         sentence += f", with {counted(sum(sum(worker.counts.values()) for worker in complete), 'id')} accounted for"
     return Verdict(
-        "all_workers_complete",
         not troubled,
-        Severity.ERROR,
         f"{sentence}.",
         len(workers),
         len(complete),
