@@ -112,6 +112,13 @@ async def _ask_goldsky(settings: Settings, ids: list[str]) -> tuple[list[dict[st
                 raise
             pin = client.make_pin(info, settings.goldsky_block_margin, history_kept=False)
             answer = await client.fetch_batch(ids, pin)
+        while absent := answer.absent:  # as in a run: an id is absent once a second answer agrees
+            again = await client.fetch_batch(absent, pin)
+            answer.found |= again.found
+            answer.failed |= again.failed
+            answer.absent = again.absent
+            if len(again.absent) == len(absent):
+                break
     return [_row(i, answer, info) for i in ids], answer.block_number
 
 

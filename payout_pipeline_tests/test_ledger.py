@@ -862,6 +862,7 @@ from payout_pipeline.chunks import chunk_of
 from payout_pipeline.ids import read_ids
 from payout_pipeline.ledger import Ledger, Pin, SnapshotInfo, start_run
 from payout_pipeline.payouts import Vector
+from payout_pipeline_tests.ledger_fixtures import make_rows
 
 def answer(ids):
     vectors = dict.fromkeys(ids, Vector((0, 1), 1))

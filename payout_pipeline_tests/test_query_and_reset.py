@@ -59,6 +59,16 @@ def test_a_question_shows_the_vector_beside_what_is_stored(finished: House, subg
     assert found.rows[1].stored == ()
 
 
+def test_a1_an_id_that_an_answer_cut_off_is_not_shown_as_absent(finished: House, subgraph: SubgraphServer) -> None:  # noqa: F811
+    settings = finished.settings.model_copy(update={"goldsky_endpoint": subgraph.url})
+    subgraph.faults.add("page_cap", rows=1)
+    try:
+        found = ask(settings, [condition(number) for number in (0, 3, 4, 5)])
+    finally:
+        subgraph.faults.clear()
+    assert [row.status for row in found.rows] == ["resolved", "resolved", "unresolved", "absent"]
+
+
 def test_a_vector_that_cannot_be_stored_is_shown_as_it_came(finished: House, subgraph: SubgraphServer) -> None:  # noqa: F811
     settings = finished.settings.model_copy(update={"goldsky_endpoint": subgraph.url})
     bad = {"payouts": ["1", "1"], "payoutNumerators": ["1", "1"], "payoutDenominator": "1"}

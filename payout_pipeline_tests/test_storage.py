@@ -267,6 +267,10 @@ def test_a_process_is_alive_or_not() -> None:
     assert not process_is_alive(0)
     assert not process_is_alive(-1)
     assert not process_is_alive(2**70)
+    zombie = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and nothing has reaped it
+    assert not process_is_alive(zombie.pid)
+    zombie.wait()
 
 
 def test_readers_see_the_old_or_the_new_file_and_nothing_between(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from payout_pipeline.errors import LedgerError
@@ -31,13 +31,8 @@ def batch_file(index: int) -> str:
     return join(RUNNING, f"batch-{index:05d}.parquet")
 
 
-def write_rows(
-    store: Store, key: str, schema: pa.Schema, batches: Iterable[pa.Table], facts: Callable[[], str]
-) -> None:
-    """Write a Parquet file as a whole, with facts in its footer.
-
-    ``facts`` is called when the last batch was written, and returns the JSON text of the footer.
-    """
+def write_rows(store: Store, key: str, schema: pa.Schema, batches: Iterable[pa.Table], facts: str) -> None:
+    """Write a Parquet file as a whole, with ``facts`` (JSON) in its footer."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -60,7 +55,7 @@ def write_rows(
                 waiting = []
         if waiting:
             writer.write_table(pa.concat_tables(waiting))
-        writer.add_key_value_metadata({FACTS_KEY: facts().encode()})
+        writer.add_key_value_metadata({FACTS_KEY: facts.encode()})
     store.write(key, memoryview(sink.getvalue()))
 
 
@@ -107,11 +102,12 @@ def read_rows(
             raise damaged(store, key, error) from error
 
 
-def read_table(store: Store, key: str) -> pa.Table:
+def read_table(store: Store, key: str, columns: Sequence[str] | None = None) -> pa.Table:
     """All rows of a file; raises as `read_rows`."""
     import pyarrow as pa
 
-    return pa.Table.from_batches(list(read_rows(store, key)), ledger_schema()).combine_chunks()
+    empty = ledger_schema().empty_table().select(columns or ledger_schema().names)
+    return pa.Table.from_batches(list(read_rows(store, key, columns)), empty.schema).combine_chunks()
 
 
 def damaged(store: Store, key: str, error: BaseException) -> LedgerError:

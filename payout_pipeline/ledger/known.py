@@ -31,7 +31,7 @@ def remember(ledger: Ledger) -> None:
     Raises LedgerError where a file is damaged, StorageError where it cannot be written.
     """
     table = _latest([_kept(ledger), *_resolved(ledger)])
-    files.write_rows(ledger.store, ledger.key(_KNOWN), table.schema, [table], lambda: "{}")
+    files.write_rows(ledger.store, ledger.key(_KNOWN), table.schema, [table], "{}")
 
 
 def last_known(store: Store, chunk: Chunk) -> pa.Table:

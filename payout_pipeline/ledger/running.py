@@ -85,7 +85,7 @@ class RunningLedger:
 
         key = self._ledger.key(files.CARRIED)
         try:
-            carried = id_column(files.read_rows(self._ledger.store, key, ["condition_id"]))
+            carried = files.read_table(self._ledger.store, key, ["condition_id"])["condition_id"].combine_chunks()
         except FileNotFoundError:
             return
         except LedgerError as error:
@@ -168,7 +168,7 @@ class RunningLedger:
             if ids := self._with_status(index, status):
                 yield index, ids
 
-    def write_batch(self, index: int, table: pa.Table | pa.RecordBatch) -> None:
+    def write_batch(self, index: int, table: pa.Table) -> None:
         """Store rows of a batch; on disk when this returns, and counted only then. Not for two threads at a time.
 
         Args:
@@ -182,8 +182,6 @@ class RunningLedger:
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        if isinstance(table, pa.RecordBatch):
-            table = pa.Table.from_batches([table])
         fault = self._fault(index, table, whole=index not in self._on_disk)
         if fault is not None:
             raise LedgerError(f"batch {index} of {self._ledger.partition} is not stored: {fault}")
@@ -194,7 +192,7 @@ class RunningLedger:
             order = pc.index_in(former["condition_id"], value_set=merged["condition_id"])
             table = merged.take(order)
         key = self._ledger.key(files.batch_file(index))
-        files.write_rows(self._ledger.store, key, ledger_schema(), [table], lambda: self._footer(index))
+        files.write_rows(self._ledger.store, key, ledger_schema(), [table], self._footer(index))
         self._on_disk[index] = counts_of(table)
         self._retried.discard(index)
 
@@ -245,7 +243,7 @@ class RunningLedger:
         )  # fmt: skip
         self._write_changes(info)
         files.write_rows(
-            ledger.store, ledger.key(files.SNAPSHOT), ledger_schema(), self._all_rows(), info.model_dump_json
+            ledger.store, ledger.key(files.SNAPSHOT), ledger_schema(), self._all_rows(), info.model_dump_json()
         )
         ledger.store.delete(ledger.key(files.RUNNING))
         for name in ledger.store.names(ledger.key(files.CHANGES)):
@@ -293,19 +291,12 @@ class RunningLedger:
         whole = former is not None and former.mode == info.mode == "scan"
         table = compare(before, after, whole=whole)
         key = ledger.key(files.CHANGES, f"{info.snapshot_id}.parquet")
-        files.write_rows(ledger.store, key, table.schema, [table], lambda: "{}")
+        files.write_rows(ledger.store, key, table.schema, [table], "{}")
 
     def discard(self) -> None:
         """Give this run up, with its batches: its snapshot is lost (a moved deployment, a pruned block)."""
         self._ledger.store.delete(self._ledger.key(files.RUNNING))
         self._ledger.log(f"{self._ledger.partition}: gave up run {self.info.snapshot_id} and its batches")
-
-
-def id_column(batches: Iterator[pa.RecordBatch]) -> pa.StringArray:
-    """The ids of batches whose first column they are."""
-    import pyarrow as pa
-
-    return pa.concat_arrays([pa.array([], pa.string()), *(batch.column(0) for batch in batches)])
 
 
 def _all_usable(info: SnapshotInfo) -> bool:

@@ -43,7 +43,7 @@ def start_run(ledger: Ledger, plan: SnapshotInfo, ids: Chunk | PrefixRange) -> R
         return RunningLedger(ledger, former, ids)
     if plan.refetch == "unresolved" and isinstance(ids, Chunk) and _can_carry(ledger, plan, ids, finished):
         rows = (_as_table(batch) for batch in ledger.read(statuses=["resolved"]))
-        files.write_rows(ledger.store, ledger.key(files.CARRIED), ledger_schema(), rows, plan.model_dump_json)
+        files.write_rows(ledger.store, ledger.key(files.CARRIED), ledger_schema(), rows, plan.model_dump_json())
     ledger.store.write(ledger.key(files.RUN_FACTS), plan.model_dump_json().encode())
     return RunningLedger(ledger, plan, ids)
 
