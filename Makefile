@@ -79,11 +79,11 @@ bench: $(STAMP)
 
 test-ui: $(STAMP)
 	tools/ui_setup.sh
-	$(BIN)/python -m pytest -m ui payout_pipeline_tests/test_ui.py
+	$(BIN)/python -m pytest -m ui payout_pipeline_tests/dagster_side/test_ui.py
 
 test-graph-node: $(STAMP)
 	tools/graph_node_setup.sh
-	$(BIN)/python -m pytest -m graph_node payout_pipeline_tests/test_graph_node.py
+	$(BIN)/python -m pytest -m graph_node payout_pipeline_tests/subgraph/test_graph_node.py
 
 # Celery, PostgreSQL, Redis and S3 have an environment of their own: an ordinary installation does without them.
 CLUSTER_VENV ?= .venv-cluster
@@ -95,7 +95,7 @@ $(CLUSTER_STAMP): requirements-cluster.lock pyproject.toml
 
 test-cluster: $(CLUSTER_STAMP)
 	tools/cluster_setup.sh $(CLUSTER_BIN)/python
-	$(CLUSTER_BIN)/python -m pytest payout_pipeline_tests/test_deploy.py payout_pipeline_tests/cluster payout_pipeline_tests/test_cluster.py
+	$(CLUSTER_BIN)/python -m pytest payout_pipeline_tests/test_deploy.py payout_pipeline_tests/cluster payout_pipeline_tests/cluster/test_cluster.py
 
 lock:
 	echo "uv>=0.9" | uv pip compile --universal --python-version 3.10 --generate-hashes --no-emit-index-url --no-emit-find-links \

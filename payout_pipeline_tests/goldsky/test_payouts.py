@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from fractions import Fraction
 from math import gcd
-from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
@@ -22,8 +21,9 @@ from payout_pipeline.payouts import (
     parse_numerators,
     parse_payouts,
 )
+from payout_pipeline_tests.running import REPOSITORY
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "resolutions.csv"
+DATA = REPOSITORY.parent / "shared" / "data" / "resolutions.csv"
 
 #: Every vector with a denominator up to here is told apart from every other storable one by 34 digits.
 PROVABLE = 5 * 10**14

@@ -17,8 +17,9 @@ import pytest
 from payout_pipeline.errors import ConfigurationError, StorageError, WarehousePermanentError, WarehouseUnavailableError
 from payout_pipeline.settings import load_settings
 from payout_pipeline.warehouse.client import Warehouse
+from payout_pipeline_tests.running import REPOSITORY
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = REPOSITORY
 PREAMBLE = """
 import os, sys, time
 from payout_pipeline.settings import load_settings

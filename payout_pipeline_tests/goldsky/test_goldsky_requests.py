@@ -20,7 +20,7 @@ from payout_pipeline.errors import GoldskyPermanentError, GoldskyUnavailableErro
 from payout_pipeline.goldsky.client import BatchAnswer, GoldskyClient, SnapshotGoneError
 from payout_pipeline.subgraph.generate import GeneratedData
 from payout_pipeline.subgraph.server import SubgraphConfig, SubgraphServer
-from payout_pipeline_tests.test_goldsky_client import (  # noqa: F401 - fixtures
+from payout_pipeline_tests.goldsky.test_goldsky_client import (  # noqa: F401 - fixtures
     assert_true,
     data,
     fetch_in_tens,

@@ -21,8 +21,9 @@ from payout_pipeline.subgraph.chain import Chain
 from payout_pipeline.subgraph.decimals import decimal_text, integer_vector, normalised
 from payout_pipeline.subgraph.generate import expected_vectors, generate
 from payout_pipeline.subgraph.store import ConditionStore
+from payout_pipeline_tests.running import REPOSITORY
 
-REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
+REAL_DATA = REPOSITORY.parent / "shared" / "data"
 HEADER = "condition_id,payouts,resolved_at\n"
 
 

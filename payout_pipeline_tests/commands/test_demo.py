@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from payout_pipeline_tests.running import REPOSITORY
+
 COMMAND = Path(sys.executable).with_name("payout-pipeline")
 
 
@@ -28,7 +30,7 @@ def shell(line: str, directory: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_demo_ends_in_a_success_and_the_line_that_it_prints_can_be_pasted(tmp_path: Path) -> None:
-    (tmp_path / "dagster.yaml").write_bytes((Path(__file__).parent.parent / "dagster.yaml").read_bytes())
+    (tmp_path / "dagster.yaml").write_bytes((REPOSITORY / "dagster.yaml").read_bytes())
 
     done = shell(f"{shlex.quote(str(COMMAND))} demo --ids 3000 --rate-limit 0 --latency 0", tmp_path)
 

@@ -17,7 +17,7 @@ from payout_pipeline.warehouse.target import (
     ensure_target,
 )
 from payout_pipeline.warehouse.types import integers, unwrap
-from payout_pipeline_tests.test_warehouse_load import SHAPES
+from payout_pipeline_tests.warehouse.test_warehouse_load import SHAPES
 from payout_pipeline_tests.warehouse_fixtures import World
 
 GOOD = {

@@ -22,8 +22,9 @@ from payout_pipeline.chunks import chunk_of
 from payout_pipeline.errors import InputError
 from payout_pipeline.id_file import characters
 from payout_pipeline.ids import IdList, pack_ids, packed_array, packed_bytes, read_ids, unpack_ids
+from payout_pipeline_tests.running import REPOSITORY
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "condition_ids.txt"
+DATA = REPOSITORY.parent / "shared" / "data" / "condition_ids.txt"
 IDS = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(50)]
 PLAIN = "".join(f"{condition_id}\n" for condition_id in IDS)
 

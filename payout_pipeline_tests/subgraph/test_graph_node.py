@@ -27,7 +27,8 @@ from payout_pipeline.warehouse.identifiers import QualifiedName
 from payout_pipeline.warehouse.statements import statement
 from payout_pipeline_tests.clickhouse_front import running
 from payout_pipeline_tests.graph_node.node import ROOM, SUBGRAPHS, GraphNode, query
-from payout_pipeline_tests.running import Place
+from payout_pipeline_tests.running import REPOSITORY, Place
+from payout_pipeline_tests.subgraph.test_subgraph_conformance import check, send, serve
 from payout_pipeline_tests.subgraph_conformance import (
     CASES,
     NO_QUERIES,
@@ -40,7 +41,6 @@ from payout_pipeline_tests.subgraph_conformance import (
     means,
     normalised,
 )
-from payout_pipeline_tests.test_subgraph_conformance import check, send, serve
 from payout_pipeline_tests.warehouse_fixtures import WRITER
 
 pytestmark = [
@@ -49,7 +49,7 @@ pytestmark = [
     pytest.mark.skipif(not (ROOM / "node_modules").exists(), reason="tools/graph_node_setup.sh has not been run"),
 ]
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
+DATA = REPOSITORY.parent / "shared" / "data"
 JSON = {"Content-Type": "application/json"}
 LOCAL_SCHEMAS = {"positions": "payouts", "pnl": "numerators"}
 

@@ -23,7 +23,7 @@ from payout_pipeline.warehouse.view import rebuild_view
 from payout_pipeline_tests.clickhouse_cluster import CLUSTER, cluster
 from payout_pipeline_tests.clickhouse_front import Front
 from payout_pipeline_tests.running import Place
-from payout_pipeline_tests.test_warehouse_load import EXPECTED, ROWS, SHAPES, STORED
+from payout_pipeline_tests.warehouse.test_warehouse_load import EXPECTED, ROWS, SHAPES, STORED
 from payout_pipeline_tests.warehouse_fixtures import WRITER, World, condition, ledger, other, resolved
 
 pytestmark = pytest.mark.xdist_group("cluster of fronts")

@@ -23,9 +23,9 @@ from payout_pipeline.checks.catalogue import FETCHED, VIEW, checks_of
 from payout_pipeline.settings import VARIABLES, load_settings
 from payout_pipeline.subgraph.generate import generate
 from payout_pipeline.subgraph.server import SubgraphConfig, SubgraphServer
+from payout_pipeline_tests.running import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-DRIVER = Path(__file__).resolve().parent / "ui" / "drive.py"
+DRIVER = REPOSITORY / "payout_pipeline_tests" / "ui" / "drive.py"
 BROWSER = Path("/usr/bin/chromium")
 PYTHON = Path(os.environ.get("UI_PYTHON", REPOSITORY / ".venv-ui" / "bin" / "python"))
 IDS = 20_000

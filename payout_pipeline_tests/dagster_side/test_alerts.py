@@ -26,9 +26,9 @@ from payout_pipeline.scrub import register_secret, scrub
 from payout_pipeline.settings import Settings, load_settings
 from payout_pipeline.subgraph.generate import generate
 from payout_pipeline.subgraph.server import SubgraphConfig, SubgraphServer
+from payout_pipeline_tests.checks.test_report import KEYS, Backfill, backfill, subgraph  # noqa: F401 - fixtures
 from payout_pipeline_tests.report_fixtures import condition, house, runtime  # noqa: F401 - fixtures
 from payout_pipeline_tests.running import Place
-from payout_pipeline_tests.test_report import KEYS, Backfill, backfill, subgraph  # noqa: F401 - fixtures
 
 NOW = datetime(2026, 11, 26, 3, 20, tzinfo=timezone.utc)
 HOUR = timedelta(hours=1)

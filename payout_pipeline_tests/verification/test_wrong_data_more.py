@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from payout_pipeline_tests.running import Place
-from payout_pipeline_tests.test_wrong_data import (
+from payout_pipeline_tests.verification.test_wrong_data import (
     COLUMNS,
     FROZEN,
     MARKET,
