@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 Value = int | float | str | bool
@@ -34,8 +34,8 @@ class Verdict:
     """The outcome of one check.
 
     ``description`` is a sentence that carries the number; ``expected`` and ``actual`` are the same fact as data.
-    ``repair`` says what to do and is empty where the check passed. ``nothing``: there was nothing to check, and rightly so.
-    ``check`` and ``severity`` are filled in from the catalogue. Numbers are finite: JSON knows no NaN.
+    ``repair`` says what to do where the check failed. ``nothing``: there was nothing to check, and rightly so. ``check`` and
+    ``severity`` are filled in from the catalogue. Numbers are finite: JSON knows no NaN.
     """
 
     passed: bool
@@ -49,3 +49,9 @@ class Verdict:
     nothing: bool = False
     check: str = ""
     severity: Severity = Severity.ERROR
+
+    def of(self, check: str, severity: Severity) -> Verdict:
+        """The verdict of the check of this name, without empty tables and without a repair where nothing is to be done."""
+        tables = tuple(table for table in self.tables if table.rows)
+        repair = "" if self.passed or self.nothing else self.repair
+        return replace(self, check=check, severity=severity, tables=tables, repair=repair)

@@ -8,7 +8,6 @@ What is checked is in ``catalogue.py``; what the numbers mean in ``payout_pipeli
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 
 import dagster as dg
 
@@ -161,7 +160,7 @@ def _made(
         try:
             if unreachable:
                 raise unreachable[0]
-            verdicts.append(replace(available[info.name](), check=info.name, severity=info.severity))
+            verdicts.append(available[info.name]().of(info.name, info.severity))
         except PayoutPipelineError as fault:
             _note_unreachable(settings, fault, unreachable)
             verdicts.append(_no_answer(info, fault))
@@ -172,7 +171,7 @@ def _no_answer(info: CheckInfo, fault: PayoutPipelineError) -> Verdict:
     """The verdict of a check that could not be made: something that it reads is missing, broken or of another shape."""
     head, repair = head_and_repair(str(fault))
     said = head[:1].upper() + head[1:]
-    return Verdict(False, said, "an answer", NO_ANSWER, repair=repair, check=info.name, severity=info.severity)
+    return Verdict(False, said, "an answer", NO_ANSWER, repair=repair).of(info.name, info.severity)
 
 
 def _note_unreachable(settings: Settings, fault: PayoutPipelineError, unreachable: list[PayoutPipelineError]) -> None:

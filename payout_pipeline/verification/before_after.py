@@ -59,7 +59,7 @@ def coverage_before_after(place: Place) -> Verdict:
         view,
         tables=(Table("coverage before and after", columns, tuple(rows)),),
         sql=statement("checks/coverage_before_after", **place.market_parts, **place.target_parts),
-        repair=repair if problems else "",
+        repair=repair,
         facts={"gained": view - floor, "before": floor, "after": view},
     )
 
@@ -76,7 +76,7 @@ def settled_pnl(place: Place) -> Verdict:
         embedded = place.settings.embedded and not any(at and at.wallets for at in baseline(place.settings))
         return Verdict(
             False, f"{sentence}.", "a view of settled P&L", "none",
-            repair="" if embedded else repair, nothing=embedded,
+            repair=repair, nothing=embedded,
         )  # fmt: skip
     before, accepted = baseline(place.settings)
     floor = max([at.wallets or 0 for at in (before, accepted) if at is not None], default=0)

@@ -91,7 +91,7 @@ def every_id_accounted_for(at: WorkerLedger) -> Verdict:
         f"The ledger of {at.key} does not hold each of its {counted(found.expected, 'id')} once: {'; '.join(defects)}.",
         found.expected,
         once - found.duplicated,
-        tables=(Table("ids that differ", ("defect", "condition_id"), tuple(rows)),) if rows else (),
+        tables=(Table("ids that differ", ("defect", "condition_id"), tuple(rows)),),
         repair=ask_again(at.key),
         facts=facts,
     )
@@ -134,10 +134,8 @@ def error_rate(at: WorkerLedger) -> Verdict:
         f"{sentence}.",
         float(limit),
         rate,
-        tables=(table,) if failures else (),
-        repair=""
-        if passed
-        else f"{ask_again(at.key)} With `refetch: unresolved` only the ids that are not resolved are asked again. Invalid "
+        tables=(table,),
+        repair=f"{ask_again(at.key)} With `refetch: unresolved` only the ids that are not resolved are asked again. Invalid "
         "vectors come from the subgraph: the ledger has their raw text.",
         facts={"failed": counts["failed"], "invalid": counts["invalid"], "ids": at.info.ids},
     )
@@ -174,9 +172,7 @@ def source_is_fresh(at: WorkerLedger) -> Verdict:
         repair=(
             "Set GOLDSKY_ENDPOINT to a version of the subgraph that is kept up to date (Goldsky's dashboard shows its "
             f"head), or wait until it has caught up. Then: {ask_again(at.key)}"
-        )
-        if problems
-        else "",
+        ),
         facts={"indexing errors": pin.has_indexing_errors},
     )
 
@@ -196,9 +192,7 @@ def ids_are_known(at: WorkerLedger) -> Verdict:
         + ("." if passed else ""),
         MOST_ABSENT,
         absent / at.info.ids,
-        repair=""
-        if passed
-        else "Compare a few of the ids with the subgraph: `payout-pipeline query ID`. A condition id is the hash of oracle, "
+        repair="Compare a few of the ids with the subgraph: `payout-pipeline query ID`. A condition id is the hash of oracle, "
         "question id and outcome count; check that the list holds condition ids, and that GOLDSKY_ENDPOINT is the subgraph "
         "that they come from.",
         facts={"absent": absent},
@@ -225,9 +219,7 @@ def vectors_unchanged(at: WorkerLedger) -> Verdict:
         f"{counted(len(rows), 'vector')} of {at.key} changed since the ledger before{example}.",
         0,
         len(rows),
-        tables=(table,) if rows else (),
+        tables=(table,),
         repair="A reorganisation of the chain or a corrected resolution moves money: look each condition up on chain, and "
-        "tell those who were paid by the old vector."
-        if rows
-        else "",
+        "tell those who were paid by the old vector.",
     )

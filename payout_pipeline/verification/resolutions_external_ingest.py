@@ -106,9 +106,9 @@ def stored_equals_fetched(settings: Settings, key: str) -> Verdict:
         sentence,
         found.resolved,
         found.resolved - sum(found.counts[defect] for defect in ("missing", "different", "conflict")),
-        tables=(table,) if found.differences else (),
+        tables=(table,),
         sql=found.sql,
-        repair="" if found.ok else repair,
+        repair=repair,
         facts={**{defect: found.counts[defect] for defect in DEFECTS}, "held by other sources": found.held},
     )
 

@@ -60,7 +60,7 @@ def _of_readable_tables(place: Place, check: Callable[[], Verdict]) -> Verdict:
 
 
 def _ids_table(title: str, ids: list[str]) -> tuple[Table, ...]:
-    return (Table(title, ("condition_id",), tuple((i,) for i in ids[:SHOWN_ROWS])),) if ids else ()
+    return (Table(title, ("condition_id",), tuple((i,) for i in ids[:SHOWN_ROWS])),)
 
 
 class _View:
@@ -126,12 +126,10 @@ class _View:
             else "The input has no ids: no condition is missing.",
             bar,
             stored,
+            tables=(table,),
             nothing=empty,
-            tables=(table,) if table.rows else (),
             sql=sql,
-            repair=""
-            if passed
-            else "Compare the statuses in all_workers_complete: many `unresolved` are markets still open (lower "
+            repair="Compare the statuses in all_workers_complete: many `unresolved` are markets still open (lower "
             "PAYOUT_MIN_UNIQUE_CONDITIONS if that is right for your ids), many `absent` mean that the endpoint is another "
             "subgraph than the ids come from, many `failed` are asked again by `payout-pipeline backfill`.",
             facts={"unique_conditions": stored, "input ids": ids},
@@ -172,14 +170,12 @@ class _View:
             f"{'; '.join([sentence, *problems])}{', though resolved vectors were fetched' if empty else ''}.",
             0,
             unsound + of_view["unsound"],
-            tables=(table,) if table.rows else (),
+            tables=(table,),
             sql=f"{sql}\n;\n{view_sql}",
             repair=f"The pipeline stores only vectors whose numerators sum to the denominator: {_LOAD_AGAIN}; rows of "
-            f"{self._settings.market_resolutions_table} are yours to correct."
-            if problems or empty
-            else "",
+            f"{self._settings.market_resolutions_table} are yours to correct.",
             facts={"rows": rows, "rows of the view": of_view["rows"]},
-            nothing=not rows and not empty,
+            nothing=not rows and not empty and not problems,
         )
 
     def _expects_rows(self) -> bool:
@@ -211,9 +207,9 @@ class _View:
             f"{sentence}.",
             0,
             len(bad),
-            tables=(table,) if rows else (),
+            tables=(table,),
             sql=sql,
-            repair=f"{_LOAD_AGAIN[0].upper()}{_LOAD_AGAIN[1:]}; see stored_equals_fetched." if bad or empty else "",
+            repair=f"{_LOAD_AGAIN[0].upper()}{_LOAD_AGAIN[1:]}; see stored_equals_fetched.",
             nothing=not rows and not empty,
         )
 
@@ -247,12 +243,10 @@ class _View:
             f"{sentence}.",
             0,
             empty + missing,
-            tables=_ids_table("resolved without a vector", examples) if parts else (),
+            tables=_ids_table("resolved without a vector", examples),
             sql=f"{sql_view}\n;\n{sql}",
             repair=f"{_LOAD_AGAIN[0].upper()}{_LOAD_AGAIN[1:]}, then {REBUILD}. Rows of "
-            f"{self._settings.market_resolutions_table} without a vector are yours to correct."
-            if parts
-            else "",
+            f"{self._settings.market_resolutions_table} without a vector are yours to correct.",
             facts={"rows without a vector": empty, "resolved but not in the view": missing},
         )
 
@@ -280,7 +274,7 @@ class _View:
             rows,
             tables=_ids_table("conditions with several rows", examples),
             sql=sql,
-            repair="" if rows == conditions else f"The view is not the one of this pipeline: {REBUILD}.",
+            repair=f"The view is not the one of this pipeline: {REBUILD}.",
         )
 
     def goldsky_rows_included(self) -> Verdict:
@@ -308,7 +302,7 @@ class _View:
             included,
             tables=_ids_table("external conditions that the view lacks", examples),
             sql=sql,
-            repair=f"The view was built before these rows, or by something else: {REBUILD}." if missing else "",
+            repair=f"The view was built before these rows, or by something else: {REBUILD}.",
             facts={
                 "from the external table": row["from_external"],
                 "from market_resolutions_final": row["from_market"],
@@ -330,7 +324,7 @@ class _View:
             found.market - missing,
             tables=_ids_table("conditions of the market table that the view lacks", found.missing_market_ids),
             sql=found.sql,
-            repair=f"The view is not the one of this pipeline: {REBUILD}." if missing else "",
+            repair=f"The view is not the one of this pipeline: {REBUILD}.",
             nothing=not found.market,
         )
 
@@ -364,11 +358,9 @@ class _View:
             f"{sentence}.",
             found.expected,
             found.rows,
-            tables=(table,) if wrong else (),
+            tables=(table,),
             sql=found.sql,
-            repair=f"The view is not the one of this pipeline, or was built from other tables: {REBUILD}."
-            if wrong or found.shape
-            else "",
+            repair=f"The view is not the one of this pipeline, or was built from other tables: {REBUILD}.",
             facts={"different": found.changed, "lost": found.lost, "not in the sources": found.foreign},
         )
 
@@ -389,12 +381,10 @@ class _View:
             f"{sentence}.",
             0,
             found.differing,
-            tables=(Table("conditions that differ", columns, tuple(found.disagreements)),) if found.differing else (),
+            tables=(Table("conditions that differ", columns, tuple(found.disagreements)),),
             sql=found.sql,
             repair="The view takes market_resolutions_final. Look each condition up on chain (ConditionResolution of the "
-            "conditional tokens contract) and correct the source that is wrong."
-            if found.differing
-            else "",
+            "conditional tokens contract) and correct the source that is wrong.",
             facts={"resolved by both": found.overlap},
             nothing=not found.overlap,
         )

@@ -211,6 +211,16 @@ def test_numerators_that_do_not_sum_to_the_denominator_are_found(finished: House
     assert (verdict.expected, verdict.actual) == (0, 2)  # the row of the table, and that of the view
 
 
+def test_an_unsound_row_of_the_market_table_fails_also_where_goldsky_resolved_nothing(house: House) -> None:  # noqa: F811
+    house.answers = dict.fromkeys(range(IDS))
+    house.complete().run(
+        "INSERT INTO {db}.market_resolutions_final (condition_id_norm, payout_numerators, payout_denominator, updated_at) "
+        f"VALUES ('{condition(0)}', [7, 0], 1, now())"
+    )
+    verdict = failed(house.view("payout_quality"), "1 row of the view they do not")
+    assert not verdict.nothing
+
+
 def test_the_distribution_is_the_guides(finished: House) -> None:  # noqa: F811
     table = finished.view("payout_quality").tables[0]
     assert table.columns[:3] == ("count", "payout_denominator", "sum_check")
