@@ -18,7 +18,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from payout_pipeline.errors import LockHeldError
 from payout_pipeline.scrub import excerpt, scrub
@@ -32,20 +32,20 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 class Holder(BaseModel):
-    """Who holds a lock, since when (ISO 8601, UTC) and what for."""
+    """Who holds a lock, since when and what for."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
     pid: int
     host: str
-    since: str
+    since: AwareDatetime
     purpose: str
     run_id: str = ""
 
     @classmethod
     def here(cls, purpose: str, run_id: str = "") -> Holder:
         """This process, now."""
-        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        now = datetime.now(timezone.utc).replace(microsecond=0)
         return cls(pid=os.getpid(), host=socket.gethostname(), since=now, purpose=scrub(purpose), run_id=run_id)
 
     @classmethod
@@ -58,7 +58,7 @@ class Holder(BaseModel):
 
     def __str__(self) -> str:
         run = f", run {self.run_id}" if self.run_id else ""
-        return excerpt(f"process {self.pid} on {self.host}{run} ({self.purpose}, since {self.since})", 500)
+        return excerpt(f"process {self.pid} on {self.host}{run} ({self.purpose}, since {self.since.isoformat()})", 500)
 
 
 class Locks(ABC):

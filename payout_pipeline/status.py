@@ -181,9 +181,8 @@ def _worker(
 def _without_checkpoint(holder: Holder | None, now: datetime) -> tuple[State, str]:
     if holder is None:
         return "waiting", ""
-    started = _moment(holder.since)
-    if started is not None and (now - started).total_seconds() > STUCK_AFTER_SECONDS:
-        return "stuck", f"nothing since {duration(now - started)}; held by {holder}"
+    if (now - holder.since).total_seconds() > STUCK_AFTER_SECONDS:
+        return "stuck", f"nothing since {duration(now - holder.since)}; held by {holder}"
     return "running", "starting"
 
 
@@ -197,7 +196,7 @@ def _with_checkpoint(
         return "failed", "its checkpoint says complete, but its ledger is gone: run it again"
     if holder is not None and holder.purpose != _FETCHING:
         return "running", "loading into ClickHouse"
-    since = _moment(holder.since) if holder is not None else None
+    since = holder.since if holder is not None else None
     if complete and (since is None or saved >= since - timedelta(seconds=1)):
         return "done", ""
     quiet_since = max(moment for moment in (last, since, None if complete else saved) if moment is not None)
@@ -221,14 +220,6 @@ def _rate(lines: Sequence[BatchProgress], now: datetime, *, running: bool) -> fl
     start = max(first, end - timedelta(seconds=_RATE_WINDOW_SECONDS)) if running else first
     seconds = (end - start).total_seconds()
     return sum(line.ids_in_batch for line in lines if line.timestamp >= start) / seconds if seconds > 0.05 else 0.0
-
-
-def _moment(text: str) -> datetime | None:
-    try:
-        moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
-    except ValueError:
-        return None
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=timezone.utc)
 
 
 def _totals(settings: Settings) -> list[int | None]:
@@ -261,12 +252,7 @@ def _rate_limit(settings: Settings) -> dict[str, Any]:
         return {}
     finally:
         budget.close()
-    return {
-        "answers_429": int(shared["answers_429"]),
-        "hold_seconds": round(float(shared["hold_seconds"]), 1),
-        "outage_seconds": round(float(shared["outage_seconds"]), 1),
-        "outage_message": str(shared["outage_message"]),
-    }
+    return {name: shared[name] for name in ("answers_429", "hold_seconds", "outage_seconds", "outage_message")}
 
 
 def _counted(settings: Settings, store: Store, now: datetime, wait: float) -> dict[str, Any]:
@@ -308,6 +294,6 @@ def _last_total(store: Store) -> tuple[int | None, datetime | None]:
     """What the last load has counted."""
     try:
         found = json.loads(store.read(TOTALS_FILE))
-        return int(found["rows"]), _moment(str(found["measured_at"]))
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return int(found["rows"]), datetime.fromisoformat(found["measured_at"]).astimezone(timezone.utc)
+    except (FileNotFoundError, ValueError, KeyError, TypeError, OverflowError):
         return None, None

@@ -207,9 +207,8 @@ def describe(budget: Budget, now: int) -> dict[str, Any]:
     return {
         "used": budget.used(),
         "in_flight": len(budget.in_flight),
-        "hold_seconds": max(0.0, (budget.hold_until - now) / 1000),
-        "hold_reason": budget.hold_reason if budget.hold_until > now else "",
+        "hold_seconds": round(max(0, budget.hold_until - now) / 1000, 1),
         "answers_429": budget.answers_429,
-        "outage_seconds": (now - budget.outage_since) / 1000 if budget.outage_since else 0.0,
+        "outage_seconds": round((now - budget.outage_since) / 1000, 1) if budget.outage_since else 0.0,
         "outage_message": budget.outage_message,
     }
