@@ -17,9 +17,9 @@ import dagster as dg
 from payout_pipeline.alerts import TIMEOUT_SECONDS, Delivery, Sign, Trouble, settle
 from payout_pipeline.checks.catalogue import ASSETS, REFRESH_JOB, VERIFY_JOB, VIEW
 from payout_pipeline.checks.history import PARTITION_TAG, QUIET, CheckStatus, State, latest_statuses, made_by
-from payout_pipeline.chunks import PARTITION_KEY, partition_key, read_worklist
 from payout_pipeline.errors import PayoutPipelineError, head_and_repair
 from payout_pipeline.faults import reported_to_dagster
+from payout_pipeline.ids.chunks import PARTITION_KEY, partition_key, read_worklist
 from payout_pipeline.logs import forwarded_to
 from payout_pipeline.refresh import FAILED_BELOW
 from payout_pipeline.report.causes import (

@@ -48,8 +48,8 @@ def run_backfill(
     run succeeded and no ERROR check failed; 1 otherwise; 130 or 143 after a signal. The view is rebuilt only if every
     worker of this run succeeded and none is missing.
     """
-    from payout_pipeline.chunks import partition_key, read_worklist
     from payout_pipeline.commands.output import console as make_console
+    from payout_pipeline.ids.chunks import partition_key, read_worklist
     from payout_pipeline.ingest import prepare_target, remember_prepared
     from payout_pipeline.progress import Progress
     from payout_pipeline.storage import open_store
@@ -132,8 +132,8 @@ def _wants_a_list(settings: Settings, store: Store, workers: Sequence[int], refe
 
     A backfill that is continued keeps its list; one that ``refetch`` puts an end to does not.
     """
-    from payout_pipeline.condition_ids import todays_list
     from payout_pipeline.errors import InputError
+    from payout_pipeline.ids.today import todays_list
     from payout_pipeline.storage import BACKFILL_RECORD
 
     if not settings.condition_ids_query:
@@ -173,7 +173,7 @@ def _take_up_or_begin(settings: Settings, refetch: str | None, console: Console)
     Workers that finished in it are not asked again: their ledgers carry its id. ``refetch`` given on the command line begins a
     new one, unless the one to be continued was begun by the same option.
     """
-    from payout_pipeline.chunks import read_worklist
+    from payout_pipeline.ids.chunks import read_worklist
     from payout_pipeline.storage import BACKFILL_RECORD, open_store
 
     store = open_store(settings.runtime_dir)

@@ -14,14 +14,14 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from payout_pipeline.chunks import Chunk, PrefixRange, chunk_of, partition_key, prefix_range
-from payout_pipeline.condition_ids import source_of_ids, todays_ids
 from payout_pipeline.errors import (
     ErrorRateError,
     InterruptedRunError,
     SnapshotLostError,
 )
 from payout_pipeline.fetch_summary import FetchStats, FetchSummary, summarise
+from payout_pipeline.ids.chunks import Chunk, PrefixRange, chunk_of, partition_key, prefix_range
+from payout_pipeline.ids.today import source_of_ids, todays_ids
 from payout_pipeline.ledger import ERROR_STATUSES, Ledger, Pin, RunningLedger, SnapshotInfo, start_run
 from payout_pipeline.ledger.checkpoint import CheckpointWriter, read_checkpoint, write_complete
 from payout_pipeline.ledger.info import Refetch

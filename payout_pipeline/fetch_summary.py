@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from payout_pipeline.chunks import partition_key
+from payout_pipeline.ids.chunks import partition_key
 from payout_pipeline.ledger import Ledger, SnapshotInfo
 from payout_pipeline.ledger.checkpoint import checkpoint_name, progress_name
 from payout_pipeline.settings import Settings

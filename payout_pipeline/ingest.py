@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
-from payout_pipeline.chunks import WorkerInput, partition_key, read_worklist
-from payout_pipeline.condition_ids import source_of_ids
 from payout_pipeline.errors import IncompleteError
+from payout_pipeline.ids.chunks import WorkerInput, partition_key, read_worklist
+from payout_pipeline.ids.today import source_of_ids
 from payout_pipeline.ledger import Ledger, SnapshotInfo
 from payout_pipeline.logs import forwarded_to
 from payout_pipeline.settings import Settings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dagster as dg
 
-from payout_pipeline.chunks import partition_key
+from payout_pipeline.ids.chunks import partition_key
 
 
 def worker_partitions(workers: int) -> dg.StaticPartitionsDefinition:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from payout_pipeline.errors import ConfigurationError, PayoutPipelineError
-from payout_pipeline.id_text import normalise, why_no_id
+from payout_pipeline.ids.text import normalise, why_no_id
 from payout_pipeline.scrub import excerpt
 from payout_pipeline.settings import Settings
 from payout_pipeline.words import counted, is_

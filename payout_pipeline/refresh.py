@@ -13,8 +13,8 @@ import dagster as dg
 
 from payout_pipeline.assets.goldsky_payouts import BACKFILL_TAG
 from payout_pipeline.checks.catalogue import IDS_JOB, REFRESH_JOB, VIEW_JOB, WORKER_JOB
-from payout_pipeline.chunks import partition_key
 from payout_pipeline.dagster_home import REPOSITORY_TAGS
+from payout_pipeline.ids.chunks import partition_key
 from payout_pipeline.resources import PipelineResource
 
 #: Marks a refresh that failed because one of its runs did, which speaks for itself.

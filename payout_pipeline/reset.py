@@ -6,8 +6,8 @@ import re
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from payout_pipeline.chunks import worker_of_key
 from payout_pipeline.errors import ConfigurationError
+from payout_pipeline.ids.chunks import worker_of_key
 from payout_pipeline.ledger import DIRECTORY
 from payout_pipeline.ledger.checkpoint import worker_of_name
 from payout_pipeline.settings import Settings

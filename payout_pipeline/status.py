@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, Literal
 
-from payout_pipeline.chunks import partition_key, read_worklist
 from payout_pipeline.errors import InputError, PayoutPipelineError, StorageError
+from payout_pipeline.ids.chunks import partition_key, read_worklist
 from payout_pipeline.ledger import DIRECTORY, SNAPSHOT
 from payout_pipeline.ledger.checkpoint import BatchProgress, Checkpoint, read_checkpoint, read_progress
 from payout_pipeline.locks import Holder

@@ -6,8 +6,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from payout_pipeline.chunks import read_worklist
 from payout_pipeline.errors import IncompleteError
+from payout_pipeline.ids.chunks import read_worklist
 from payout_pipeline.ingest import why_not_todays
 from payout_pipeline.ledger import Ledger
 from payout_pipeline.logs import forwarded_to

@@ -8,8 +8,8 @@ import dagster as dg
 
 from payout_pipeline.checks.catalogue import VERIFY_JOB, VIEW, checks_of
 from payout_pipeline.checks.history import PARTITION_TAG
-from payout_pipeline.chunks import partition_key
 from payout_pipeline.dagster_home import REPOSITORY_TAGS
+from payout_pipeline.ids.chunks import partition_key
 from payout_pipeline.settings import Settings
 
 

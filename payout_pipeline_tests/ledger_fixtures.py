@@ -8,8 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from payout_pipeline.chunks import Chunk
-from payout_pipeline.ids import IdList, pack_ids, packed_array
+from payout_pipeline.ids.chunks import Chunk
+from payout_pipeline.ids.id_list import IdList, pack_ids, packed_array
 from payout_pipeline.ledger import ledger_schema
 from payout_pipeline.payouts import InvalidVector, Vector
 

@@ -24,8 +24,8 @@ import pytest
 from payout_pipeline.checks import make_verdicts, records
 from payout_pipeline.checks.basis import BasisReader
 from payout_pipeline.checks.catalogue import FETCHED, STORED, VIEW
-from payout_pipeline.chunks import Worklist, chunk_of, partition_key, read_worklist
-from payout_pipeline.condition_ids import todays_ids
+from payout_pipeline.ids.chunks import Worklist, chunk_of, partition_key, read_worklist
+from payout_pipeline.ids.today import todays_ids
 from payout_pipeline.ingest import ingest_worker
 from payout_pipeline.ledger import DIRECTORY, Ledger, Pin, SnapshotInfo, start_run
 from payout_pipeline.payouts import InvalidVector, Vector

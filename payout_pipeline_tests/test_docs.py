@@ -15,9 +15,9 @@ from pathlib import Path
 import click
 import pytest
 
-from payout_pipeline.chunks import worker_of_key
 from payout_pipeline.cli import main
 from payout_pipeline.definitions import build_defs
+from payout_pipeline.ids.chunks import worker_of_key
 from payout_pipeline.settings import VARIABLES, Settings, load_settings
 from payout_pipeline.subgraph.generate import generate
 from payout_pipeline.subgraph.server import SubgraphConfig, SubgraphServer

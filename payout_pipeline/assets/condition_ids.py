@@ -44,7 +44,7 @@ def condition_ids_asset() -> dg.AssetsDefinition:
         retry_policy=STEP_RETRIES,
     )
     def condition_ids(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
-        from payout_pipeline.take_ids import take_list
+        from payout_pipeline.ids.take import take_list
 
         with reported_to_dagster():
             summary = take_list(

@@ -8,8 +8,8 @@ import dagster as dg
 from pydantic import Field
 
 from payout_pipeline.assets.metadata import LEDGER_COLUMNS, fetch_metadata
-from payout_pipeline.chunks import worker_of_key
 from payout_pipeline.faults import STEP_RETRIES, report_killed_run, reported_to_dagster
+from payout_pipeline.ids.chunks import worker_of_key
 from payout_pipeline.resources import PipelineResource
 
 #: Of the runs that one ``payout-pipeline backfill`` starts; kept when it is started again to finish.

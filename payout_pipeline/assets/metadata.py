@@ -11,8 +11,8 @@ from payout_pipeline.scrub import escape_controls, scrub
 
 if TYPE_CHECKING:
     from payout_pipeline.fetch_summary import FetchSummary
+    from payout_pipeline.ids.take import TakeSummary
     from payout_pipeline.ingest import IngestSummary
-    from payout_pipeline.take_ids import TakeSummary
     from payout_pipeline.truth import TruthSummary
     from payout_pipeline.what_changed import WhatChanged
 

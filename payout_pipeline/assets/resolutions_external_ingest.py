@@ -6,8 +6,8 @@ import dagster as dg
 from pydantic import Field
 
 from payout_pipeline.assets.metadata import TARGET_COLUMNS, ingest_metadata
-from payout_pipeline.chunks import worker_of_key
 from payout_pipeline.faults import STEP_RETRIES, reported_to_dagster
+from payout_pipeline.ids.chunks import worker_of_key
 from payout_pipeline.resources import PipelineResource
 from payout_pipeline.settings import Settings
 

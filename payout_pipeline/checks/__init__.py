@@ -16,9 +16,9 @@ from payout_pipeline.checks.catalogue import ASSETS, FETCHED, VIEW, CheckInfo, c
 from payout_pipeline.checks.records import save
 from payout_pipeline.checks.results import to_result
 from payout_pipeline.checks.workers import worker_states
-from payout_pipeline.chunks import Worklist, read_worklist
 from payout_pipeline.errors import PayoutPipelineError, WarehouseUnavailableError, head_and_repair
 from payout_pipeline.faults import reported_to_dagster
+from payout_pipeline.ids.chunks import Worklist, read_worklist
 from payout_pipeline.resources import PipelineResource
 from payout_pipeline.settings import Settings
 from payout_pipeline.verdict import NO_ANSWER, Severity, Verdict

@@ -15,7 +15,7 @@ from typing import Any
 import dagster as dg
 
 from payout_pipeline.checks.catalogue import FETCHED, STORED, VIEW
-from payout_pipeline.chunks import Worklist
+from payout_pipeline.ids.chunks import Worklist
 from payout_pipeline.ledger import Ledger
 from payout_pipeline.scrub import scrub
 from payout_pipeline.settings import Settings

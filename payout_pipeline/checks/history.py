@@ -15,7 +15,7 @@ import dagster as dg
 from payout_pipeline.checks.basis import BasisReader, why_outdated
 from payout_pipeline.checks.catalogue import FETCHED, IDS_JOB, STORED, VIEW, VIEW_JOB, WORKER_JOB, CheckInfo, catalogue
 from payout_pipeline.checks.records import CheckRecord, load
-from payout_pipeline.chunks import Worklist
+from payout_pipeline.ids.chunks import Worklist
 from payout_pipeline.settings import Settings
 from payout_pipeline.verdict import Severity, Verdict
 

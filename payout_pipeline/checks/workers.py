@@ -6,7 +6,7 @@ import dagster as dg
 
 from payout_pipeline.checks.catalogue import FETCHED, STORED
 from payout_pipeline.checks.history import CheckStatus, State, latest_statuses
-from payout_pipeline.chunks import Worklist
+from payout_pipeline.ids.chunks import Worklist
 from payout_pipeline.ledger import Ledger
 from payout_pipeline.settings import Settings
 from payout_pipeline.verdict import Severity

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from payout_pipeline.goldsky.client import GoldskyClient
-    from payout_pipeline.ids import IdList
+    from payout_pipeline.ids.id_list import IdList
     from payout_pipeline.settings import Settings
 
 #: Schema and head; the sample; once more what an answer left out; once more where the block is not kept.

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from payout_pipeline.chunks import Worklist, read_worklist, worklist_of
-from payout_pipeline.condition_ids import source_of_ids, todays_ids
 from payout_pipeline.doctor.finding import Finding
 from payout_pipeline.errors import PayoutPipelineError
-from payout_pipeline.ids import IdList
+from payout_pipeline.ids.chunks import Worklist, read_worklist, worklist_of
+from payout_pipeline.ids.id_list import IdList
+from payout_pipeline.ids.today import source_of_ids, todays_ids
 from payout_pipeline.settings import Settings
 from payout_pipeline.words import counted
 

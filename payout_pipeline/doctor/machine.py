@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
-from payout_pipeline.chunks import Worklist
 from payout_pipeline.doctor.finding import Finding
 from payout_pipeline.errors import PayoutPipelineError
+from payout_pipeline.ids.chunks import Worklist
 from payout_pipeline.scrub import scrub
 from payout_pipeline.settings import Settings
 from payout_pipeline.words import counted, duration

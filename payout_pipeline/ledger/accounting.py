@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from payout_pipeline.chunks import Chunk, PrefixRange
+from payout_pipeline.ids.chunks import Chunk, PrefixRange
 from payout_pipeline.ledger.rows import counts_of, id_array, ledger_schema
 
 if TYPE_CHECKING:

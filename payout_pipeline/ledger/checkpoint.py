@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer, model_validator
 
-from payout_pipeline.chunks import MAX_WORKERS
+from payout_pipeline.ids.chunks import MAX_WORKERS
 from payout_pipeline.ledger.info import SnapshotInfo, why_invalid
 from payout_pipeline.ledger.rows import STATUSES
 from payout_pipeline.ledger.running import RunningLedger

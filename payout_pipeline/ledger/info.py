@@ -10,8 +10,8 @@ from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from payout_pipeline.chunks import Chunk, PrefixRange
 from payout_pipeline.goldsky.pin import Pin
+from payout_pipeline.ids.chunks import Chunk, PrefixRange
 from payout_pipeline.ledger.rows import ERROR_STATUSES, STATUSES
 
 VERSION = 1

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from payout_pipeline.chunks import Chunk
+from payout_pipeline.ids.chunks import Chunk
 from payout_pipeline.ledger import files
 from payout_pipeline.ledger.changes import vector_texts
 from payout_pipeline.ledger.ledger import Ledger

@@ -8,8 +8,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from payout_pipeline.chunks import Chunk, PrefixRange
 from payout_pipeline.errors import LedgerError
+from payout_pipeline.ids.chunks import Chunk, PrefixRange
 from payout_pipeline.ledger import files
 from payout_pipeline.ledger.accounting import SAMPLE, Accounting, account
 from payout_pipeline.ledger.changes import vector_texts

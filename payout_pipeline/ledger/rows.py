@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from payout_pipeline.chunks import Chunk
+from payout_pipeline.ids.chunks import Chunk
 
 if TYPE_CHECKING:
     import pyarrow as pa

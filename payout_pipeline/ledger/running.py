@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from payout_pipeline.chunks import Chunk, PrefixRange
 from payout_pipeline.errors import LedgerError
 from payout_pipeline.goldsky.pin import Pin
+from payout_pipeline.ids.chunks import Chunk, PrefixRange
 from payout_pipeline.ledger import files
 from payout_pipeline.ledger.changes import COMPARED_COLUMNS, compare, states, with_last_known
 from payout_pipeline.ledger.info import SnapshotInfo, now

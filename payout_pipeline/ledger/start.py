@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from payout_pipeline.chunks import Chunk, PrefixRange
 from payout_pipeline.errors import LedgerError
+from payout_pipeline.ids.chunks import Chunk, PrefixRange
 from payout_pipeline.ledger import files
 from payout_pipeline.ledger.info import SnapshotInfo, why_invalid
 from payout_pipeline.ledger.ledger import Ledger

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from payout_pipeline.checks.catalogue import ASSETS, VIEW
 from payout_pipeline.checks.history import QUIET, CheckStatus, State
-from payout_pipeline.chunks import PARTITION_KEY, worker_numbers, worker_of_key
+from payout_pipeline.ids.chunks import PARTITION_KEY, worker_numbers, worker_of_key
 from payout_pipeline.scrub import scrub
 from payout_pipeline.verdict import NO_ANSWER, Severity
 from payout_pipeline.words import counted

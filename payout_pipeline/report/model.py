@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from payout_pipeline.checks.history import QUIET, CheckStatus, State, latest_statuses
-from payout_pipeline.chunks import Worklist, read_worklist
+from payout_pipeline.ids.chunks import Worklist, read_worklist
 from payout_pipeline.report.causes import Cause, failure_of_run, find_causes
 from payout_pipeline.scrub import scrub
 from payout_pipeline.settings import Settings

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from payout_pipeline.checks.history import QUIET, CheckStatus, State
-from payout_pipeline.chunks import PARTITION_KEY
+from payout_pipeline.ids.chunks import PARTITION_KEY
 from payout_pipeline.verdict import Value
 
 

@@ -8,14 +8,14 @@ from datetime import datetime, timedelta, timezone
 from functools import partial
 from typing import TYPE_CHECKING
 
-from payout_pipeline.chunks import Worklist, chunk_of, prefix_range, worker_numbers
-from payout_pipeline.condition_ids import todays_ids
+from payout_pipeline.ids.chunks import Worklist, chunk_of, prefix_range, worker_numbers
+from payout_pipeline.ids.today import todays_ids
 from payout_pipeline.ledger import STATUSES, Ledger
 from payout_pipeline.verdict import SHOWN_ROWS, Table, Value, Verdict
 from payout_pipeline.words import counted, duration, has, is_, listed, share
 
 if TYPE_CHECKING:
-    from payout_pipeline.chunks import WorkerInput
+    from payout_pipeline.ids.chunks import WorkerInput
     from payout_pipeline.ledger import Accounting, SnapshotInfo
     from payout_pipeline.settings import Settings
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from payout_pipeline.chunks import worker_numbers
+from payout_pipeline.ids.chunks import worker_numbers
 from payout_pipeline.ledger import Ledger
 from payout_pipeline.verdict import SHOWN_ROWS, Table, Verdict
 from payout_pipeline.verification.numbers import Place, id_batch

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
-from payout_pipeline.chunks import Worklist
-from payout_pipeline.condition_ids import todays_ids
+from payout_pipeline.ids.chunks import Worklist
+from payout_pipeline.ids.today import todays_ids
 from payout_pipeline.ledger import Ledger
 from payout_pipeline.verdict import SHOWN_ROWS, Table, Verdict
 from payout_pipeline.verification.before_after import REBUILD, coverage_before_after, settled_pnl

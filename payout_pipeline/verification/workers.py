@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from payout_pipeline.chunks import worker_numbers
+from payout_pipeline.ids.chunks import worker_numbers
 from payout_pipeline.ledger import STATUSES
 from payout_pipeline.verdict import Table, Verdict
 from payout_pipeline.words import counted, is_

@@ -6,8 +6,8 @@ import re
 from typing import TYPE_CHECKING
 
 from payout_pipeline.errors import InputError, WarehouseUnavailableError
-from payout_pipeline.id_text import ID_BYTES, ID_DIGITS, RefusedTexts, safe_excerpt
-from payout_pipeline.ids import IdList, distinct, pack_ids, packed_array, packed_bytes
+from payout_pipeline.ids.id_list import IdList, distinct, pack_ids, packed_array, packed_bytes
+from payout_pipeline.ids.text import ID_BYTES, ID_DIGITS, RefusedTexts, safe_excerpt
 from payout_pipeline.settings import Settings
 from payout_pipeline.warehouse.client import Session, Warehouse
 from payout_pipeline.warehouse.faults import ClickHouseRefusedError

@@ -64,7 +64,7 @@ def write_ids(path: Path, count: int) -> None:
 
 def ids(meter: Meter, directory: Path, count: int) -> None:
     """Reading, normalising and deduplicating the input file."""
-    from payout_pipeline.ids import read_ids
+    from payout_pipeline.ids.id_list import read_ids
 
     write_ids(directory / "ids.txt", count)
     meter.figures["before_mib"] = peak_mib()
@@ -75,8 +75,8 @@ def ids(meter: Meter, directory: Path, count: int) -> None:
 
 def filled_ledger(meter: Meter, directory: Path, count: int) -> Any:
     """A finished ledger of ``count`` ids in one chunk, as a worker leaves it."""
-    from payout_pipeline.chunks import chunk_of
-    from payout_pipeline.ids import read_ids
+    from payout_pipeline.ids.chunks import chunk_of
+    from payout_pipeline.ids.id_list import read_ids
     from payout_pipeline.ledger import Ledger, Pin, SnapshotInfo, start_run
     from payout_pipeline.payouts import parse_payouts
     from payout_pipeline_tests.ledger_fixtures import make_rows

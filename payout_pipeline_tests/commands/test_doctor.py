@@ -16,11 +16,11 @@ import pytest
 from click.testing import CliRunner
 from pydantic import SecretStr
 
-from payout_pipeline.chunks import read_worklist
 from payout_pipeline.commands.doctor import doctor_command
 from payout_pipeline.doctor import MAX_REQUESTS, Finding, examine
 from payout_pipeline.doctor.machine import estimated_requests, rate_floor
 from payout_pipeline.goldsky.pacing import open_store, shared_status
+from payout_pipeline.ids.chunks import read_worklist
 from payout_pipeline.settings import Settings, load_settings
 from payout_pipeline.subgraph.chain import Chain
 from payout_pipeline.subgraph.server import SubgraphConfig, SubgraphServer

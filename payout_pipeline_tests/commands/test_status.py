@@ -16,10 +16,10 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from payout_pipeline.chunks import read_worklist
 from payout_pipeline.commands.status import render_status, status_command
 from payout_pipeline.goldsky.pacing import open_store as open_budget
 from payout_pipeline.goldsky.rate_limit import hold as pacing_hold
+from payout_pipeline.ids.chunks import read_worklist
 from payout_pipeline.ledger import DIRECTORY, STATUSES
 from payout_pipeline.ledger.checkpoint import BatchProgress, Checkpoint, progress_name, write_checkpoint
 from payout_pipeline.locks import FileLocks
@@ -99,7 +99,7 @@ def test_who_asks_often_reads_the_input_once(settings: Settings, monkeypatch: py
     def again(*_: object) -> None:
         raise AssertionError("the input was read again")
 
-    monkeypatch.setattr("payout_pipeline.condition_ids.read_ids", again)
+    monkeypatch.setattr("payout_pipeline.ids.today.read_ids", again)
     assert [worker.total_ids for worker in read_status(settings).workers] == [5_000, 5_000]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from payout_pipeline.chunks import partition_key
+from payout_pipeline.ids.chunks import partition_key
 from payout_pipeline.subgraph.generate import generate
 from payout_pipeline.subgraph.server import SubgraphConfig, SubgraphServer
 from payout_pipeline_tests.running import Place

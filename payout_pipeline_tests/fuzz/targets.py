@@ -23,8 +23,8 @@ from payout_pipeline.errors import InputError
 from payout_pipeline.goldsky.answers import AnswerFault, BatchAnswer, SubgraphInfo, read_exactly
 from payout_pipeline.goldsky.pin import Pin
 from payout_pipeline.goldsky.queries import IdsQuery, check_answer
-from payout_pipeline.id_text import ID_COLUMNS
-from payout_pipeline.ids import read_ids
+from payout_pipeline.ids.id_list import read_ids
+from payout_pipeline.ids.text import ID_COLUMNS
 from payout_pipeline.ledger.checkpoint import checkpoint_name, read_checkpoint
 from payout_pipeline.payouts import InvalidVector, Vector, parse_payouts
 from payout_pipeline.storage import open_store

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from payout_pipeline.chunks import (
+from payout_pipeline.errors import ConfigurationError, InputError
+from payout_pipeline.ids.chunks import (
     chunk_bounds,
     chunk_of,
     partition_key,
@@ -19,8 +20,7 @@ from payout_pipeline.chunks import (
     read_worklist,
     worker_of_key,
 )
-from payout_pipeline.errors import ConfigurationError, InputError
-from payout_pipeline.ids import IdList, pack_ids, packed_array
+from payout_pipeline.ids.id_list import IdList, pack_ids, packed_array
 from payout_pipeline.settings import Settings
 
 IDS = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(50)]

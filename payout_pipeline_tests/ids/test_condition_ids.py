@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from payout_pipeline import condition_ids, take_ids
-from payout_pipeline.chunks import partition_key, read_worklist
-from payout_pipeline.condition_ids import todays_ids, todays_list
 from payout_pipeline.errors import ConfigurationError, InputError
+from payout_pipeline.ids import take as take_ids
+from payout_pipeline.ids import today as condition_ids
+from payout_pipeline.ids.chunks import partition_key, read_worklist
+from payout_pipeline.ids.take import TakeSummary, take_list
+from payout_pipeline.ids.today import todays_ids, todays_list
 from payout_pipeline.settings import Settings, load_settings
 from payout_pipeline.storage import BACKFILL_RECORD, open_store
-from payout_pipeline.take_ids import TakeSummary, take_list
 from payout_pipeline.warehouse import id_query
 from payout_pipeline.warehouse.id_query import query_ids
 from payout_pipeline.worker_lock import worker_lock
@@ -142,7 +143,7 @@ def given(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ids = list(IDS)
 
     def give(_settings: Settings) -> condition_ids.IdList:
-        from payout_pipeline.ids import distinct, pack_ids
+        from payout_pipeline.ids.id_list import distinct, pack_ids
 
         return distinct(pack_ids(ids))
 

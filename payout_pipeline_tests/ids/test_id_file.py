@@ -19,9 +19,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from payout_pipeline.errors import InputError
-from payout_pipeline.id_file import characters, parquet
-from payout_pipeline.id_text import ID_COLUMNS
-from payout_pipeline.ids import read_ids
+from payout_pipeline.ids.file import characters, parquet
+from payout_pipeline.ids.id_list import read_ids
+from payout_pipeline.ids.text import ID_COLUMNS
 
 IDS = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(50)]
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from payout_pipeline.errors import InputError
-from payout_pipeline.id_text import RefusedTexts, normalise, why_no_id
+from payout_pipeline.ids.text import RefusedTexts, normalise, why_no_id
 
 ID = "5feceb66ffc86f38d952786c6d696c79c2dbc239dd4e91b46729d73a27fb57e9"
 TOKEN = "21742633143463906290569050155826241533067272736897614950488156847949938836455"

@@ -18,10 +18,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from payout_pipeline.chunks import chunk_of
 from payout_pipeline.errors import InputError
-from payout_pipeline.id_file import characters
-from payout_pipeline.ids import IdList, pack_ids, packed_array, packed_bytes, read_ids, unpack_ids
+from payout_pipeline.ids.chunks import chunk_of
+from payout_pipeline.ids.file import characters
+from payout_pipeline.ids.id_list import IdList, pack_ids, packed_array, packed_bytes, read_ids, unpack_ids
 from payout_pipeline_tests.running import REPOSITORY
 
 DATA = REPOSITORY.parent / "shared" / "data" / "condition_ids.txt"
@@ -296,7 +296,7 @@ def test_the_reader_agrees_with_reading_line_by_line(
 _MEASURE = """
 import re, sys
 from pathlib import Path
-from payout_pipeline.ids import read_ids
+from payout_pipeline.ids.id_list import read_ids
 found = read_ids(Path(sys.argv[1]))
 assert found.ids(0, 1)
 # Not ru_maxrss, which begins with the memory of the process that started this one.

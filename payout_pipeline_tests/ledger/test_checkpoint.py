@@ -14,8 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from payout_pipeline.chunks import prefix_range
 from payout_pipeline.errors import StorageError
+from payout_pipeline.ids.chunks import prefix_range
 from payout_pipeline.ledger import STATUSES, Pin, SnapshotInfo
 from payout_pipeline.ledger.checkpoint import (
     BatchProgress,

@@ -24,8 +24,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from payout_pipeline.chunks import Chunk, PrefixRange, prefix_range
 from payout_pipeline.errors import LedgerError, StorageError
+from payout_pipeline.ids.chunks import Chunk, PrefixRange, prefix_range
 from payout_pipeline.ledger import (
     STATUSES,
     Accounting,
@@ -858,8 +858,8 @@ _WORKER = """
 import hashlib, sys
 from datetime import datetime, timezone
 from pathlib import Path
-from payout_pipeline.chunks import chunk_of
-from payout_pipeline.ids import read_ids
+from payout_pipeline.ids.chunks import chunk_of
+from payout_pipeline.ids.id_list import read_ids
 from payout_pipeline.ledger import Ledger, Pin, SnapshotInfo, start_run
 from payout_pipeline.payouts import Vector
 from payout_pipeline_tests.ledger_fixtures import make_rows

@@ -301,7 +301,7 @@ def test_a8_every_odd_vector_is_exact_or_invalid_and_none_takes_its_neighbours_a
 
 
 def test_a9_a_head_that_is_days_old_fails_its_check(case):
-    from payout_pipeline.chunks import read_worklist
+    from payout_pipeline.ids.chunks import read_worklist
     from payout_pipeline.verification.goldsky_payouts import checks
 
     case.server.faults.add("stale_head", seconds=3 * 86_400)

@@ -153,7 +153,7 @@ def test_c7_a_user_who_may_not_create_views_ingests_and_only_the_view_fails(tmp_
 
 
 def test_c9_a_condition_of_both_sources_has_one_row_and_the_conflict_is_counted(case):  # noqa: F811
-    from payout_pipeline.chunks import read_worklist
+    from payout_pipeline.ids.chunks import read_worklist
     from payout_pipeline.verification.vw_resolutions_truth import checks
     from payout_pipeline.warehouse.client import Warehouse
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from payout_pipeline.errors import InputError
-from payout_pipeline.id_file.characters import BLOCK, Characters
-from payout_pipeline.id_text import BLANKS, ID_COLUMNS, RefusedTexts, normalise
+from payout_pipeline.ids.file.characters import BLOCK, Characters
+from payout_pipeline.ids.text import BLANKS, ID_COLUMNS, RefusedTexts, normalise
 from payout_pipeline.words import counted
 
 _HEX_WITHIN = re.compile(r"[0-9a-fA-F]{64}")

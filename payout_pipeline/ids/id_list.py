@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from payout_pipeline.errors import InputError
-from payout_pipeline.id_file.opening import ids_of_file, opened
-from payout_pipeline.id_text import ID_BYTES, ID_DIGITS, REPAIR, RefusedTexts
+from payout_pipeline.ids.file.opening import ids_of_file, opened
+from payout_pipeline.ids.text import ID_BYTES, ID_DIGITS, REPAIR, RefusedTexts
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import IO, cast
 
 from payout_pipeline.errors import InputError
-from payout_pipeline.id_file.characters import Characters
-from payout_pipeline.id_file.json_values import ids_of_json_array, ids_of_json_lines
-from payout_pipeline.id_file.lines import ids_of_lines
-from payout_pipeline.id_file.parquet import PARQUET_MAGIC, ids_of_parquet
-from payout_pipeline.id_file.table import header_of, ids_of_table
-from payout_pipeline.id_text import REPAIR, RefusedTexts
+from payout_pipeline.ids.file.characters import Characters
+from payout_pipeline.ids.file.json_values import ids_of_json_array, ids_of_json_lines
+from payout_pipeline.ids.file.lines import ids_of_lines
+from payout_pipeline.ids.file.parquet import PARQUET_MAGIC, ids_of_parquet
+from payout_pipeline.ids.file.table import header_of, ids_of_table
+from payout_pipeline.ids.text import REPAIR, RefusedTexts
 
 # The longer mark first, since UTF-32's begins with UTF-16's.
 _MARKS = (

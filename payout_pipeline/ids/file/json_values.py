@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from payout_pipeline.id_file.characters import BLOCK, HEX, LONGEST_LINE, Characters, says_something
-from payout_pipeline.id_text import BLANKS, ID_COLUMNS, RefusedTexts, normalise
+from payout_pipeline.ids.file.characters import BLOCK, HEX, LONGEST_LINE, Characters, says_something
+from payout_pipeline.ids.text import BLANKS, ID_COLUMNS, RefusedTexts, normalise
 
 _SPACE = re.compile(r"[ \t\n]*")
 _TOO_DEEP = "too many brackets"

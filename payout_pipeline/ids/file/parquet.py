@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING, Any
 
 from payout_pipeline.errors import InputError
-from payout_pipeline.id_file.characters import BLOCK
-from payout_pipeline.id_text import ID_BYTES, ID_COLUMNS, RefusedTexts, normalise, safe_excerpt
+from payout_pipeline.ids.file.characters import BLOCK
+from payout_pipeline.ids.text import ID_BYTES, ID_COLUMNS, RefusedTexts, normalise, safe_excerpt
 from payout_pipeline.scrub import excerpt
 
 if TYPE_CHECKING:

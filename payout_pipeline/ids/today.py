@@ -16,7 +16,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from payout_pipeline.errors import InputError
-from payout_pipeline.ids import IdList, packed_array, read_ids
+from payout_pipeline.ids.id_list import IdList, packed_array, read_ids
 from payout_pipeline.settings import Settings
 from payout_pipeline.storage import Store, open_store
 from payout_pipeline.words import counted

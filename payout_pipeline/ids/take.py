@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
-from payout_pipeline.chunks import partition_key
-from payout_pipeline.condition_ids import CURRENT, TakenList, current_list, list_file, query_hash, read_list
 from payout_pipeline.errors import InputError
-from payout_pipeline.ids import IdList
+from payout_pipeline.ids.chunks import partition_key
+from payout_pipeline.ids.id_list import IdList
+from payout_pipeline.ids.today import CURRENT, TakenList, current_list, list_file, query_hash, read_list
 from payout_pipeline.logs import forwarded_to
 from payout_pipeline.settings import Settings
 from payout_pipeline.storage import BACKFILL_RECORD, Store, open_store

@@ -11,9 +11,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from payout_pipeline.condition_ids import source_of_ids, todays_ids
 from payout_pipeline.errors import ConfigurationError
-from payout_pipeline.ids import IdList
+from payout_pipeline.ids.id_list import IdList
+from payout_pipeline.ids.today import source_of_ids, todays_ids
 from payout_pipeline.settings import Settings
 
 MAX_WORKERS = 99

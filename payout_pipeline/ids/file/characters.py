@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 
 from payout_pipeline.errors import InputError
-from payout_pipeline.id_text import BLANKS, REPAIR, safe_excerpt
+from payout_pipeline.ids.text import BLANKS, REPAIR, safe_excerpt
 
 READ_CHARACTERS = 1 << 20
 LONGEST_LINE = 1 << 20

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from payout_pipeline.id_file.characters import HEX, Characters, says_something
-from payout_pipeline.id_text import BLANKS, RefusedTexts
+from payout_pipeline.ids.file.characters import HEX, Characters, says_something
+from payout_pipeline.ids.text import BLANKS, RefusedTexts
 
 _COMMENT = r"(?:[ \t]+#.*)?"
 _LINE = re.compile(HEX + _COMMENT)

@@ -1,0 +1,1 @@
+"""The condition ids: reading them, today's list, and which worker has which."""
