@@ -21,7 +21,7 @@ def test_the_definitions_can_be_loaded(env: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("status", "partition", "is_named"),
     [
-        (dg.DagsterRunStatus.QUEUED, "worker_1_of_2", True),
+        (dg.DagsterRunStatus.NOT_STARTED, "worker_1_of_2", True),
         (dg.DagsterRunStatus.STARTED, "worker_1_of_2", True),
         (dg.DagsterRunStatus.STARTED, "worker_3_of_4", False),
         (dg.DagsterRunStatus.SUCCESS, "worker_1_of_2", False),
