@@ -18,7 +18,7 @@ from payout_pipeline.checks.catalogue import FETCHED, STORED, VIEW
 from payout_pipeline.ids.chunks import Worklist
 from payout_pipeline.ledger import Ledger
 from payout_pipeline.scrub import scrub
-from payout_pipeline.settings import Settings
+from payout_pipeline.settings import VARIABLES, Settings
 
 Basis = dict[str, str]
 _NONE = "none"
@@ -54,7 +54,7 @@ class BasisReader:
         if asset == VIEW:
             basis[VIEW] = self.materialized(VIEW, None)
         for name in _SETTINGS[asset]:
-            basis[variable_of(name)] = scrub(str(getattr(self._settings, name)))
+            basis[VARIABLES[name]] = scrub(str(getattr(self._settings, name)))
         if asset != FETCHED:
             basis["CLICKHOUSE_HOST"] = (self._settings.clickhouse_host or "embedded").rsplit("@", 1)[-1]
             basis["CLICKHOUSE_PORT"] = str(self._settings.clickhouse_port or _NONE)
@@ -73,13 +73,6 @@ class BasisReader:
                 moment = datetime.fromtimestamp(records[0].timestamp, timezone.utc).isoformat(timespec="seconds")
                 self._known[key] = f"{moment} {records[0].storage_id}"
         return self._known[key]
-
-
-def variable_of(field: str) -> str:
-    """The variable of a settings field."""
-    from payout_pipeline.settings import VARIABLES
-
-    return VARIABLES[field]
 
 
 def why_outdated(judged: Basis, now: Basis) -> str:

@@ -224,13 +224,11 @@ def _explains(root: Sequence[CheckStatus], status: CheckStatus) -> bool:
     return status.info.asset == VIEW or any(status.partition == own.partition for own in root)
 
 
-def failure_of_run(instance: dg.DagsterInstance, run_id: str) -> str:
-    """Why a run failed, in the words of whatever raised; empty where a check stopped it, or nothing is known."""
-    return fault_of_run(instance, run_id)[1]
-
-
 def fault_of_run(instance: dg.DagsterInstance, run_id: str) -> tuple[str, str]:
-    """The class of the fault by which a run failed, empty where it was none of the pipeline's own, and its message."""
+    """The class of the fault by which a run failed, empty where it was none of the pipeline's own, and its message.
+
+    The message is empty where a check stopped the run, or nothing is known.
+    """
     import dagster as dg
 
     kinds = {dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.RUN_FAILURE, dg.DagsterEventType.RUN_CANCELED}

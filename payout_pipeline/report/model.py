@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from payout_pipeline.checks.history import QUIET, CheckStatus, State, latest_statuses
 from payout_pipeline.ids.chunks import Worklist, read_worklist
-from payout_pipeline.report.causes import Cause, failure_of_run, find_causes
+from payout_pipeline.report.causes import Cause, fault_of_run, find_causes
 from payout_pipeline.scrub import scrub
 from payout_pipeline.settings import Settings
 from payout_pipeline.what_changed import WhatChanged, what_changed
@@ -118,7 +118,7 @@ def build_report(
         truth_view=settings.truth_view,
         endpoint=scrub(settings.goldsky_endpoint.split("?", 1)[0]),
         statuses=statuses,
-        causes=tuple(find_causes(statuses, lambda run_id: failure_of_run(instance, run_id))),
+        causes=tuple(find_causes(statuses, lambda run_id: fault_of_run(instance, run_id)[1])),
         changes=what_changed(settings.runtime_dir, [worker.key for worker in worklist.workers]),
     )
 
