@@ -31,6 +31,7 @@ VIEW_COLUMNS = ["condition_id", "payout_numerators", "payout_denominator", "winn
 VIEW_TYPES = ["String", "Array(UInt64)", "UInt64", "Int32", "DateTime", "String"]
 _SCALE = 1_000_000_000
 _ROWS_AT_ONCE = 500_000
+_REST = ("payout_numerators", "payout_denominator", "winning_index", "resolved_at")
 _RECENT = ("fetched_at", "updated_at", "version")
 
 
@@ -203,7 +204,7 @@ def _side(place: Place, table: Table, pattern: str, *, shown_source: str | None)
         frame["winning_index"] = [str(vector.winner) for vector in kept]
     frame["rank_spelling"] = frame["written"] != frame["condition_id"]
     frame["rank_source"] = frame["stored_source"] != SOURCE
-    order = ["condition_id", "rank_spelling", "rank_source", "recent", "stored_source", "stored_vector"]
+    order = ["condition_id", "rank_spelling", "rank_source", "recent", "stored_source", "stored_rest"]
     ascending = [True, True, True, False, True, True]
     frame = frame.sort_values(order, ascending=ascending, kind="stable").drop_duplicates("condition_id")
     frame["source"] = frame["stored_source"] if shown_source is None else shown_source
@@ -224,7 +225,8 @@ def _source_sql(table: Table) -> str:
         resolved_at=Sql(
             "toInt64(ifNull(toUnixTimestamp(m.resolved_at), 0))" if moment and is_time(moment) else "toInt64(0)"
         ),
-        source=Sql("toString(m.source)" if "source" in table.columns else "''"),
+        source=Sql("ifNull(toString(m.source), '')" if "source" in table.columns else "''"),
+        rest=Sql(", ".join(f"ifNull(toString(m.{name}), ''), '\\0'" for name in _REST if name in table.columns)),
         # Ranked by the database, so that numbers, times and text are each compared as what they are.
         recent=Sql(f"dense_rank() OVER (ORDER BY {recent})" if recent else "0"),
         table=table.name,

@@ -110,11 +110,13 @@ def _resolved_at(table: Table) -> Sql:
 def _order(table: Table) -> Sql:
     keys = ["condition_id", f"toString(m.{table.id_column}) = condition_id DESC"]
     if "source" in table.columns:
-        keys.append(f"toString(m.source) = '{SOURCE}' DESC")
+        keys.append(f"ifNull(toString(m.source), '') = '{SOURCE}' DESC")
     keys += [f"m.{column(name)} DESC" for name in _RECENT_FIRST if name in table.columns]
     if "source" in table.columns:
-        keys.append("toString(m.source)")
-    keys.append("toString(m.payout_numerators)")
+        keys.append("ifNull(toString(m.source), '')")
+    # By all that is left, so that the same rows always give the same one.
+    rest = ("payout_numerators", "payout_denominator", "winning_index", "resolved_at")
+    keys += [f"ifNull(toString(m.{column(name)}), '')" for name in rest if name in table.columns]
     return Sql(", ".join(keys))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,7 +90,7 @@ def _spelled(draw: st.DrawFn, kind: str) -> str:
 
 @st.composite
 def _rows(draw: st.DrawFn, columns: dict[str, str], sources: list[str]) -> list[tuple[str, ...]]:
-    """Rows in which what does not decide between two of one condition follows from what does: there are no ties."""
+    """Rows of a few conditions, of which several may be equal in all that decides."""
     kinds = columns["payout_numerators"], columns["payout_denominator"]
     vectors = _vectors(*kinds)
     nullable = "Nullable" in kinds[0]
@@ -108,9 +107,9 @@ def _rows(draw: st.DrawFn, columns: dict[str, str], sources: list[str]) -> list[
                 row[name] = f"'{draw(st.sampled_from(sources))}'"
             elif name in ("fetched_at", "updated_at", "version"):
                 row[name] = draw(st.sampled_from(MOMENTS[kind]))
-        follows = zlib.crc32(repr([value for name, value in row.items() if not name.startswith("condition")]).encode())
-        row["winning_index"] = str(follows % 3)
-        row["resolved_at"] = ("'1970-01-01 00:00:00'", "'2025-03-01 12:00:00'", "'2025-03-02 12:00:00'")[follows % 3]
+        row["winning_index"] = str(draw(st.integers(0, 2)))
+        moments = ["'1970-01-01 00:00:00'", "'2025-03-01 12:00:00'", "'2025-03-02 12:00:00'"]
+        row["resolved_at"] = draw(st.sampled_from(moments))
         made.append(tuple(row[name] for name in columns))
     return made
 
@@ -127,7 +126,7 @@ def markets(draw: st.DrawFn) -> MadeTable:
         "payout_denominator": draw(number),
     }
     columns |= draw(_some({"winning_index": ["Int32", "UInt16", "Nullable(Int64)"], "resolved_at": TIMES}))
-    columns |= draw(_some({"source": ["String", "LowCardinality(String)"]}))
+    columns |= draw(_some({"source": ["String", "LowCardinality(String)", "Nullable(String)"]}))
     columns |= draw(_some({name: list(MOMENTS) for name in ("fetched_at", "updated_at", "version")}))
     by = next((name for name in ("fetched_at", "updated_at", "version") if columns.get(name) in VERSIONS), "")
     engine = draw(
@@ -389,6 +388,23 @@ FIXED: dict[str, tuple[MadeTable, tuple[Any, ...]]] = {
     ),
     "the first source by name, also within the market table": (
         _market({**WHOLE_NUMBERS, "source": "String"}, (ID, *ONE, "'b'"), (ID, *TWO, "'a'")),
+        ((0, 1), 1, 1),
+    ),
+    "equal in all that has a precedence: by the rest, so that it is always the same row": (
+        _market(
+            {**WHOLE_NUMBERS, "winning_index": "Nullable(Int32)"},
+            (ID, "[1, 0]", "2", "1"),
+            (ID, "[1, 0]", "2", "0"),
+            (ID, "[1, 0]", "3", "NULL"),
+        ),
+        ((1, 0), 2, 0),
+    ),
+    "a market row without a source is one of another source": (
+        _market(
+            {**WHOLE_NUMBERS, "source": "Nullable(String)", "version": "UInt8"},
+            (ID, *ONE, "'a'", "1"),
+            (ID, *TWO, "NULL", "2"),
+        ),
         ((0, 1), 1, 1),
     ),
 }

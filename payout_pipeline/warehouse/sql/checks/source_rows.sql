@@ -6,6 +6,7 @@ SELECT
     ${winning_index} AS winning_index,
     ${resolved_at} AS resolved_at,
     ${source} AS stored_source,
-    ${recent} AS recent
+    ${recent} AS recent,
+    concat(${rest}) AS stored_rest
 FROM ${table} AS m ${final}
 WHERE match(${normal_id}, {slice:String})
