@@ -131,7 +131,8 @@ class _View:
             sql=sql,
             repair="Compare the statuses in all_workers_complete: many `unresolved` are markets still open (lower "
             "PAYOUT_MIN_UNIQUE_CONDITIONS if that is right for your ids), many `absent` mean that the endpoint is another "
-            "subgraph than the ids come from, many `failed` are asked again by `payout-pipeline backfill`.",
+            "subgraph than the ids come from, or that they are question or token ids, many `failed` are asked again by "
+            "`payout-pipeline backfill`.",
             facts={"unique_conditions": stored, "input ids": ids},
         )
 
