@@ -141,7 +141,7 @@ def refresh(place: Place, server: Subgraph) -> list[Figure]:
     """A second backfill that asks only for what is not resolved yet."""
     full = place.run(server, BACKFILL)
     again = place.run(server, (*BACKFILL, "--refetch", "unresolved"), home=full.home)
-    return [_whole("refetch: unresolved", [again]), *_requests("refetch: unresolved", again, 20, None)]
+    return [_whole("refetch: unresolved", [again]), *_requests("refetch: unresolved", again, 48, None)]
 
 
 def from_the_ui(place: Place, server: Subgraph) -> list[Figure]:

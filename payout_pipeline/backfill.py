@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 _SHARED_MODULES = (
     "clickhouse_connect",
     "gql.transport.aiohttp",
-    "pyarrow.dataset",
     "pyarrow.parquet",
     "payout_pipeline.definitions",
     "payout_pipeline.fetch",

@@ -110,6 +110,18 @@ def read_table(store: Store, key: str, columns: Sequence[str] | None = None) -> 
     return pa.Table.from_batches(list(read_rows(store, key, columns)), empty.schema).combine_chunks()
 
 
+def read_any(store: Store, key: str) -> pa.Table:
+    """All rows of a Parquet file, whatever its columns; raises as `read_rows`."""
+    import pyarrow.parquet as pq
+
+    with store.reading(key) as file:
+        try:
+            # In this thread: a process in which Arrow has started threads may abort when it exits.
+            return pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False).read(use_threads=False)
+        except damage() as error:
+            raise damaged(store, key, error) from error
+
+
 def damaged(store: Store, key: str, error: BaseException) -> LedgerError:
     """What is wrong with a file."""
     return LedgerError(f"{store.describe(key)} is damaged or no ledger ({type(error).__name__}: {str(error)[:200]!a})")

@@ -63,16 +63,13 @@ def _resolved(ledger: Ledger) -> Iterator[pa.Table]:
 
 def _kept(ledger: Ledger) -> pa.Table:
     """What was remembered of the snapshots before."""
-    import pyarrow.parquet as pq
-
     key = ledger.key(_KNOWN)
     try:
-        with ledger.store.reading(key) as file:
-            table = pq.read_table(file, page_checksum_verification=True)
-            return _table(table["condition_id"], table["vector"], table["fetched_at"])
+        table = files.read_any(ledger.store, key)
+        return _table(table["condition_id"], table["vector"], table["fetched_at"])
     except FileNotFoundError:
         return _table([], [], [])
-    except files.damage() as error:
+    except KeyError as error:
         raise files.damaged(ledger.store, key, error) from error
 
 

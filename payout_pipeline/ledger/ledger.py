@@ -142,19 +142,15 @@ class Ledger:
         ``became_absent`` or ``no_longer_resolved``), ``before`` and ``after`` (vectors like ``[1, 0]/1``, or empty).
         Raises LedgerError where the file is damaged.
         """
-        import pyarrow.parquet as pq
-
         info = self.finished()
         if info is None:
             return None
-        key = self.key(files.CHANGES, f"{info.snapshot_id}.parquet")
         try:
-            with self.store.reading(key) as file:
-                return pq.read_table(file, page_checksum_verification=True)
+            return files.read_any(self.store, self.key(files.CHANGES, f"{info.snapshot_id}.parquet"))
         except FileNotFoundError:
             return None
-        except files.damage() as error:
-            raise self._damaged(files.damaged(self.store, key, error)) from error
+        except LedgerError as error:
+            raise self._damaged(error) from error
 
     # -- writing
 

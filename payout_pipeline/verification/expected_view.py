@@ -110,7 +110,9 @@ def _compare_slice(place: Place, pattern: str, found: ViewComparison) -> None:
     expected = pd.concat([market, external[~external["condition_id"].isin(market["condition_id"])]])[COLUMNS]
     sql = statement("checks/view_equals_sources", view=place.view_name)
     found.sql = sql
-    actual = place.session.arrow(sql, {"slice": pattern}, doing=f"reading {place.view_name}").to_pandas()
+    actual = place.session.arrow(sql, {"slice": pattern}, doing=f"reading {place.view_name}").to_pandas(
+        use_threads=False
+    )
     actual = actual.rename(columns={"id": "condition_id"})[COLUMNS]
     found.rows += len(actual)
     found.expected += len(expected)
@@ -182,7 +184,7 @@ def _side(place: Place, table: Table, pattern: str, *, shown_source: str | None)
     import pandas as pd
 
     sql = _source_sql(table)
-    frame = place.session.arrow(sql, {"slice": pattern}, doing=f"reading {table.name}").to_pandas()
+    frame = place.session.arrow(sql, {"slice": pattern}, doing=f"reading {table.name}").to_pandas(use_threads=False)
     frame["condition_id"] = frame["written"].str.lower().str.removeprefix("0x")
     kinds = (
         unwrap(element_type(table.columns["payout_numerators"])),

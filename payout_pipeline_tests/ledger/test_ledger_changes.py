@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -204,3 +207,23 @@ def test_a_death_while_finishing_leaves_changes_that_belong_to_the_ledger(
     if died == "before the ledger":
         finish(tmp_path, {IDS[0]: HALF})
         assert changes(tmp_path) == {IDS[0]: ("vector_changed", "[0, 1]/1", "[1, 1]/2")}
+
+
+def test_reading_what_changed_starts_no_threads_of_arrow(tmp_path: Path) -> None:
+    """A process in which Arrow has started threads aborts in one of some twenty exits, whatever its exit status was."""
+    finish(tmp_path, dict.fromkeys(IDS, YES))
+    finish(tmp_path, dict.fromkeys(IDS[:6], NO), day=1)
+    script = (
+        "import os, sys\n"
+        "import numpy, pyarrow.parquet\n"
+        "from payout_pipeline.ledger import Ledger\n"
+        "from payout_pipeline.ledger.known import last_known\n"
+        "from payout_pipeline_tests.ledger_fixtures import make_chunk\n"
+        "before = len(os.listdir('/proc/self/task'))\n"
+        "ledger = Ledger(sys.argv[1], sys.argv[2])\n"
+        "assert len(ledger.changes()) == 6\n"
+        "last_known(ledger.store, make_chunk(sys.argv[3:]))\n"
+        "assert len(os.listdir('/proc/self/task')) == before\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path), PARTITION, *IDS]
+    subprocess.run(command, check=True, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"})

@@ -31,7 +31,9 @@ def ids_of_parquet(raw: IO[bytes], source: str, refused: RefusedTexts) -> Iterat
         # Without a buffer size a whole row group would be in memory.
         file = pq.ParquetFile(raw, buffer_size=_READ_BYTES, pre_buffer=False, page_checksum_verification=True)
         column = _column(file.schema_arrow, source)
-        for batch in file.iter_batches(BLOCK, columns=[column] if len(file.schema_arrow) > 1 else None):
+        for batch in file.iter_batches(
+            BLOCK, use_threads=False, columns=[column] if len(file.schema_arrow) > 1 else None
+        ):
             found: list[str] = []
             for value in batch.column(0).to_pylist():
                 number += 1
