@@ -60,6 +60,7 @@ def report_killed_run(instance: dg.DagsterInstance, run_id: str) -> None:
     """Report a run as failed whose process was killed: who has taken over its worker's lock knows that it is gone."""
     run = instance.get_run_by_id(run_id)
     if run is not None and not run.is_finished:
+        instance.add_run_tags(run_id, {"dagster/max_retries": "0"})  # its successor does its work
         instance.report_run_failed(
             run, message="The run's process was killed. A later run of the worker has taken over."
         )
