@@ -19,7 +19,7 @@ from payout_pipeline.checks.catalogue import ASSETS, REFRESH_JOB, VERIFY_JOB, VI
 from payout_pipeline.checks.history import PARTITION_TAG, QUIET, CheckStatus, State, latest_statuses, made_by
 from payout_pipeline.errors import PayoutPipelineError, head_and_repair
 from payout_pipeline.faults import reported_to_dagster
-from payout_pipeline.ids.chunks import PARTITION_KEY, partition_key, read_worklist
+from payout_pipeline.ids.chunks import PARTITION_KEY, partition_keys, read_worklist
 from payout_pipeline.logs import forwarded_to
 from payout_pipeline.refresh import FAILED_BELOW
 from payout_pipeline.report.causes import (
@@ -89,7 +89,7 @@ def alerts_now(
     Raises StorageError where the runtime directory cannot be written; a webhook that is down is a warning.
     """
     now = now or datetime.now(timezone.utc)
-    keys = {partition_key(worker, settings.workers) for worker in range(1, settings.workers + 1)}
+    keys = set(partition_keys(settings.workers))
     failed, well = _runs(instance, keys)
     statuses: list[CheckStatus] | None = None
     try:

@@ -70,6 +70,7 @@ def run_backfill(
         looking = start(logs, "the target table", prepare_target, settings=settings, log=logging.getLogger(__name__))
         import dagster as dg
 
+        from payout_pipeline.assets.goldsky_payouts import BACKFILL_TAG
         from payout_pipeline.checks.catalogue import IDS_JOB, VIEW_JOB, WORKER_JOB
         from payout_pipeline.report import build_report, render
 
@@ -77,7 +78,7 @@ def run_backfill(
         if code := _ended(wait([looking], stop), stop, console):
             return code
         remember_prepared(settings)
-        if _wants_a_list(settings, store, workers, refetch):
+        if _wants_a_list(settings, store, workers, refetch, console):
             listing = start(logs, "condition_ids", _run, job=IDS_JOB)
             if code := _ended(wait([listing], stop), stop, console):
                 return code
@@ -85,7 +86,7 @@ def run_backfill(
         config: dict[str, Any] = {"goldsky_payouts": {"config": {"refetch": record["refetch"]}}}
         if allow_removals:
             config["resolutions_external_ingest"] = {"config": {"allow_removals": True}}
-        arguments = {"job": WORKER_JOB, "ops": config, "tags": {"payout/backfill": record["id"]}}
+        arguments = {"job": WORKER_JOB, "ops": config, "tags": {BACKFILL_TAG: record["id"]}}
         keys = [partition_key(worker, settings.workers) for worker in chosen]
         children = [start(logs, key, _run, partition_key=key, **arguments) for key in keys]
         with Progress(settings, chosen, console) as progress:
@@ -126,7 +127,9 @@ def _ended(outcomes: Sequence[Outcome], stop: StopRequest, console: Console) -> 
     return next((outcome.exit_code for outcome in outcomes if outcome.exit_code), 0)
 
 
-def _wants_a_list(settings: Settings, store: Store, workers: Sequence[int], refetch: str | None) -> bool:
+def _wants_a_list(
+    settings: Settings, store: Store, workers: Sequence[int], refetch: str | None, console: Console
+) -> bool:
     """Whether the query is to be run: for a new backfill, or the first one of some workers only.
 
     A backfill that is continued keeps its list; one that ``refetch`` puts an end to does not.
@@ -141,19 +144,28 @@ def _wants_a_list(settings: Settings, store: Store, workers: Sequence[int], refe
         todays_list(settings)
     except InputError:
         return True
-    if refetch is not None and _option_of(store) != refetch:
+    record = _interrupted(store, console)
+    if record is not None and refetch not in (None, record["option"]):
         store.delete(BACKFILL_RECORD)
-    return not workers and not store.exists(BACKFILL_RECORD)
+        record = None
+    return not workers and record is None
 
 
-def _option_of(store: Store) -> str | None:
-    """The ``--refetch`` by which the backfill that is to be continued was begun; None where there is none."""
+def _interrupted(store: Store, console: Console) -> dict[str, str] | None:
+    """The record of the backfill whose view was not built; None without one, or where it is damaged (it is set aside)."""
     from payout_pipeline.storage import BACKFILL_RECORD
 
     try:
-        return str(json.loads(store.read(BACKFILL_RECORD))["option"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        record: dict[str, str] = json.loads(store.read(BACKFILL_RECORD))
+        if all(isinstance(record[name], str) for name in ("id", "fingerprint", "refetch", "option", "begun")):
+            return record
+    except FileNotFoundError:
         return None
+    except (ValueError, KeyError, TypeError):
+        pass
+    aside = store.describe(store.set_aside(BACKFILL_RECORD))
+    console.print(f"{aside} was damaged and is kept aside; a new backfill begins.")
+    return None
 
 
 def _import_and_initialise() -> None:
@@ -185,18 +197,10 @@ def _take_up_or_begin(settings: Settings, refetch: str | None, console: Console)
         "option": refetch or "",
         "begun": begun,
     }
-    try:
-        record = json.loads(store.read(BACKFILL_RECORD))
-        if not all(isinstance(record[name], str) for name in new):
-            raise ValueError("a field is no text")
-        if record["fingerprint"] == new["fingerprint"] and refetch in (None, record["option"]):
-            console.print(f"Continuing the backfill begun at {record['begun']} whose view was not built.")
-            return dict(record)
-    except FileNotFoundError:
-        pass
-    except (ValueError, KeyError, TypeError):
-        aside = store.describe(store.set_aside(BACKFILL_RECORD))
-        console.print(f"{aside} was damaged and is kept aside; a new backfill begins.")
+    record = _interrupted(store, console)
+    if record is not None and record["fingerprint"] == new["fingerprint"] and refetch in (None, record["option"]):
+        console.print(f"Continuing the backfill begun at {record['begun']} whose view was not built.")
+        return record
     store.write(BACKFILL_RECORD, json.dumps(new).encode())
     return new
 

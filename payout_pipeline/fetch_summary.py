@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from payout_pipeline.ids.chunks import partition_key
+from payout_pipeline.ids.chunks import partition_keys
 from payout_pipeline.ledger import Ledger, SnapshotInfo
 from payout_pipeline.ledger.checkpoint import checkpoint_name, progress_name
 from payout_pipeline.settings import Settings
@@ -63,8 +63,7 @@ class FetchSummary:
 
 def summarise(settings: Settings, worker: int, ledger: Ledger, info: SnapshotInfo) -> FetchSummary:
     """The summary of a finished ledger. Raises LedgerError where it is damaged."""
-    partitions = [partition_key(number, settings.workers) for number in range(1, settings.workers + 1)]
-    others = [Ledger(ledger.store, key).finished() for key in partitions if key != info.partition]
+    others = [Ledger(ledger.store, key).finished() for key in partition_keys(settings.workers) if key != info.partition]
     return FetchSummary(
         info=info,
         stats=FetchStats.of(info),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dagster as dg
 
-from payout_pipeline.ids.chunks import partition_key
+from payout_pipeline.ids.chunks import partition_keys
 
 
 def worker_partitions(workers: int) -> dg.StaticPartitionsDefinition:
     """``worker_1_of_4`` … ``worker_4_of_4``, zero-padded so that text order (in which Dagster submits) is number order."""
-    return dg.StaticPartitionsDefinition([partition_key(worker, workers) for worker in range(1, workers + 1)])
+    return dg.StaticPartitionsDefinition(partition_keys(workers))

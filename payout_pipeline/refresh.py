@@ -14,7 +14,7 @@ import dagster as dg
 from payout_pipeline.assets.goldsky_payouts import BACKFILL_TAG
 from payout_pipeline.checks.catalogue import IDS_JOB, REFRESH_JOB, VIEW_JOB, WORKER_JOB
 from payout_pipeline.dagster_home import REPOSITORY_TAGS
-from payout_pipeline.ids.chunks import partition_key
+from payout_pipeline.ids.chunks import partition_keys
 from payout_pipeline.resources import PipelineResource
 
 #: Marks a refresh that failed because one of its runs did, which speaks for itself.
@@ -29,8 +29,7 @@ def list_of_ids(context: dg.OpExecutionContext, pipeline: PipelineResource) -> I
     settings = pipeline.settings()
     if settings.condition_ids_query:
         _run(context, IDS_JOB)
-    for worker in range(1, settings.workers + 1):
-        key = partition_key(worker, settings.workers)
+    for key in partition_keys(settings.workers):
         yield dg.DynamicOutput(key, mapping_key=key)
 
 

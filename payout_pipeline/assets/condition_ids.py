@@ -10,7 +10,7 @@ from payout_pipeline.assets.metadata import list_metadata
 from payout_pipeline.checks.catalogue import FETCHED
 from payout_pipeline.checks.history import PARTITION_TAG, made_by
 from payout_pipeline.faults import STEP_RETRIES, reported_to_dagster
-from payout_pipeline.ids.chunks import partition_key
+from payout_pipeline.ids.chunks import partition_keys
 from payout_pipeline.resources import PipelineResource
 from payout_pipeline.settings import Settings
 
@@ -21,7 +21,7 @@ _SOON = timedelta(minutes=5)
 
 def worker_runs_in_progress(instance: dg.DagsterInstance, settings: Settings) -> list[str]:
     """The runs of today's workers that are about to read the list; those that are at it have their worker's lock."""
-    keys = {partition_key(worker, settings.workers) for worker in range(1, settings.workers + 1)}
+    keys = partition_keys(settings.workers)
     unfinished = dg.RunsFilter(statuses=[*_WAITING, dg.DagsterRunStatus.STARTED])
     found: list[str] = []
     for record in instance.get_run_records(filters=unfinished):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from payout_pipeline.doctor.finding import Finding
 from payout_pipeline.errors import PayoutPipelineError
@@ -14,6 +13,8 @@ from payout_pipeline.settings import Settings
 from payout_pipeline.words import counted
 
 _FIRST_IDS = 3
+#: The query may take longer than what else the doctor asks of ClickHouse.
+_QUERY_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -30,26 +31,28 @@ def look_at_input(settings: Settings) -> InputSeen:
     if settings.goldsky_mode == "scan":
         text = "GOLDSKY_MODE=scan: every resolved condition of the subgraph"
         return InputSeen(None, read_worklist(settings), [Finding("input", "ok", text)])
-    if settings.condition_ids_query and settings.embedded and not (Path(settings.runtime_dir) / "clickhouse").exists():
-        text = "CONDITION_IDS_QUERY was not run: the embedded database will be made by the first run"
-        return InputSeen(None, None, [Finding("input", "warning", text)])
     try:
-        found = _ids(settings)
+        found = _of_the_query(settings) if settings.condition_ids_query else todays_ids(settings)
     except PayoutPipelineError as fault:
         return InputSeen(None, None, [Finding.of_fault("input", fault)])
-    return InputSeen(found, worklist_of(settings, found), _findings(settings, found))
+    if found is None:
+        text = "CONDITION_IDS_QUERY was not run: the embedded database will be made by the first run"
+        return InputSeen(None, None, [Finding("input", "warning", text)])
+    worklist = worklist_of(settings, found)
+    return InputSeen(found, worklist, _findings(settings, found, worklist))
 
 
-def _ids(settings: Settings) -> IdList:
-    if not settings.condition_ids_query:
-        return todays_ids(settings)
+def _of_the_query(settings: Settings) -> IdList | None:
+    """What the query gives; None where there is no database yet, since the doctor makes none."""
+    from payout_pipeline.warehouse.client import Warehouse
     from payout_pipeline.warehouse.id_query import query_ids
 
-    return query_ids(settings)
+    warehouse = Warehouse.existing(settings, "doctor", _QUERY_SECONDS)
+    return None if warehouse is None else query_ids(settings, warehouse)
 
 
-def _findings(settings: Settings, found: IdList) -> list[Finding]:
-    largest = max(worker.ids or 0 for worker in worklist_of(settings, found).workers)
+def _findings(settings: Settings, found: IdList, worklist: Worklist) -> list[Finding]:
+    largest = max(worker.ids or 0 for worker in worklist.workers)
     repeated = f", {counted(found.duplicates, 'repeated line')} left out" if found.duplicates else ""
     text = (
         f"{source_of_ids(settings)}: {counted(found.count, 'condition id')}{repeated}; "

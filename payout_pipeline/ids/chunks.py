@@ -33,6 +33,11 @@ def partition_key(worker: int, of: int) -> str:
     return f"worker_{worker:0{len(str(of))}d}_of_{of}"
 
 
+def partition_keys(workers: int) -> list[str]:
+    """The keys of all workers, in order."""
+    return [partition_key(worker, workers) for worker in range(1, workers + 1)]
+
+
 def worker_of_key(key: str) -> tuple[int, int]:
     """The inverse of :func:`partition_key`: (worker, of). Raises ConfigurationError for any other text."""
     match = PARTITION_KEY.fullmatch(key)

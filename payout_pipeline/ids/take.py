@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel
 
 from payout_pipeline.errors import InputError
-from payout_pipeline.ids.chunks import partition_key
+from payout_pipeline.ids.chunks import partition_keys
 from payout_pipeline.ids.id_list import IdList
 from payout_pipeline.ids.today import CURRENT, TakenList, current_list, list_file, query_hash, read_list
 from payout_pipeline.logs import forwarded_to
@@ -92,8 +92,7 @@ def _in_progress(settings: Settings, store: Store, going_on: Sequence[str]) -> s
     if going_on:
         return f"in progress: {', '.join(going_on)}"
     if (locks := locks_for(settings)) is not None:
-        for worker in range(1, settings.workers + 1):
-            key = partition_key(worker, settings.workers)
+        for key in partition_keys(settings.workers):
             if (holder := locks.holder(key)) is not None:
                 return f"{key} is held by {holder}"
     if store.exists(BACKFILL_RECORD):

@@ -30,8 +30,10 @@ _READS = re.compile(r"\A(SELECT|WITH|FROM)\b", re.IGNORECASE)
 _REPAIR = "correct CONDITION_IDS_QUERY"
 
 
-def query_ids(settings: Settings) -> IdList:
+def query_ids(settings: Settings, warehouse: Warehouse | None = None) -> IdList:
     """The ids of ``CONDITION_IDS_QUERY``: its first column, each once, sorted; none where it gives no row.
+
+    ``warehouse``: to be asked instead of the settings' own.
 
     The query runs with ``readonly = 2``, at most 300 s, and gives at most 10 million rows. Raises InputError where it is no
     single SELECT, has no such column or one of another type, gives NULLs or what are no ids, writes, is not allowed, or takes
@@ -40,7 +42,8 @@ def query_ids(settings: Settings) -> IdList:
     from payout_pipeline.scrub import excerpt
 
     text = settings.condition_ids_query or ""
-    with Warehouse(settings, "payout-pipeline: condition_ids").session("condition_ids") as session:
+    warehouse = warehouse or Warehouse(settings, "payout-pipeline: condition_ids")
+    with warehouse.session("condition_ids") as session:
         try:
             query = _as_select(session, text)
             column = _first_column(session, query)
@@ -119,7 +122,7 @@ def _ids_of(table: pa.Table) -> IdList:
     refused = RefusedTexts("CONDITION_IDS_QUERY", f"{_REPAIR}, of which the first column counts")
     at = 0
     for chunk in table.column(0).chunks:
-        trimmed = pc.utf8_trim(chunk, " \t\r\n")
+        trimmed = pc.utf8_trim(chunk, _BLANKS)
         right = pc.fill_null(pc.match_substring_regex(trimmed, r"\A(0[xX])?[0-9a-fA-F]{64}\z"), False)
         for index in pc.indices_nonzero(pc.invert(right)).to_pylist():
             text = trimmed[index].as_py()

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -117,24 +117,21 @@ class Desk:
 
     def night(self, *, subgraph: bool = True) -> subprocess.CompletedProcess[str]:
         """The refresh of one night, and the look of the sensor after it."""
-        self.write_conditions()
-        if subgraph:
-            with SubgraphServer(SubgraphConfig(conditions=self.conditions, port=self.port)):
-                done = self.place._run(REFRESH, 200, {})
-        else:
+        with self.chain() if subgraph else nullcontext():
             done = self.place._run(REFRESH, 200, {})
         looked = self.place._run([sys.executable, "-c", ALERTS], 60, {})
         assert looked.returncode == 0, looked.stdout
         return done
 
-    def write_conditions(self) -> None:
-        """What the chain knows at this moment."""
+    def chain(self) -> SubgraphServer:
+        """A subgraph of what the chain knows at this moment."""
         with self.conditions.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["condition_id", "payouts", "resolved_at"])
             for condition_id, vector in self.markets.items():
                 shown = "" if vector is None else json.dumps([str(n / sum(vector)) for n in vector])
                 writer.writerow([condition_id, shown, "" if vector is None else "2025-10-01T12:00:00Z"])
+        return SubgraphServer(SubgraphConfig(conditions=self.conditions, port=self.port))
 
     def view(self) -> dict[str, Vector]:
         rows = self.place.query(f"SELECT condition_id, payout_numerators AS n FROM {VIEW}")
@@ -147,6 +144,14 @@ class Desk:
     def report(self) -> tuple[int, dict[str, Any]]:
         code, text = self.place.json("report")
         return code, json.loads(text)
+
+
+def young_desk(directory: Path, webhook: str) -> Desk:
+    """Ten markets, three of them resolved."""
+    desk = Desk(directory, webhook)
+    desk.trade(*range(1, 11))
+    desk.resolve(WON, 1, 2, 3)
+    return desk
 
 
 def _changes(report: dict[str, Any]) -> dict[str, int]:
@@ -232,14 +237,11 @@ def test_a_week_at_the_desk(tmp_path: Path, messages: tuple[str, list[str]]) -> 
 def test_a_refresh_waits_for_a_backfill_by_hand_and_keeps_its_list(
     tmp_path: Path, messages: tuple[str, list[str]]
 ) -> None:
-    desk = Desk(tmp_path, messages[0])
-    desk.trade(*range(1, 11))
-    desk.resolve(WON, 1, 2, 3)
+    desk = young_desk(tmp_path, messages[0])
     assert desk.night().returncode == 0
     desk.trade(11)
     desk.resolve(WON, 4, 11)
-    desk.write_conditions()
-    with SubgraphServer(SubgraphConfig(conditions=desk.conditions, port=desk.port)), ExitStack() as by_hand:
+    with desk.chain(), ExitStack() as by_hand:
         lock = FileLocks(tmp_path / "runtime" / "locks").hold(
             "worker_2_of_2", purpose="goldsky_payouts", run_id="by-hand"
         )
@@ -273,17 +275,13 @@ def test_a_refresh_waits_for_a_backfill_by_hand_and_keeps_its_list(
 def test_the_backfill_command_takes_the_list_and_a_backfill_that_is_continued_keeps_it(
     tmp_path: Path, messages: tuple[str, list[str]]
 ) -> None:
-    desk = Desk(tmp_path, messages[0])
-    desk.trade(*range(1, 11))
-    desk.resolve(WON, 1, 2, 3)
-    desk.write_conditions()
+    desk = young_desk(tmp_path, messages[0])
     failed = desk.place.run("backfill")  # no subgraph
     assert failed.returncode == 1
     assert "The view was not rebuilt" in failed.stdout
     desk.trade(11)
     desk.resolve(WON, 11)
-    desk.write_conditions()
-    with SubgraphServer(SubgraphConfig(conditions=desk.conditions, port=desk.port)):
+    with desk.chain():
         continued = desk.place.run("backfill")
         assert (continued.returncode, sorted(desk.view())) == (0, [f"{n:064x}" for n in (1, 2, 3)]), continued.stdout
         assert "Continuing the backfill" in continued.stdout
@@ -295,12 +293,9 @@ def test_the_backfill_command_takes_the_list_and_a_backfill_that_is_continued_ke
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_backfill_from_the_ui_takes_the_list_first(tmp_path: Path, messages: tuple[str, list[str]]) -> None:
-    desk = Desk(tmp_path, messages[0])
-    desk.trade(*range(1, 11))
-    desk.resolve(WON, 1, 2, 3)
-    desk.write_conditions()
+    desk = young_desk(tmp_path, messages[0])
     with (
-        SubgraphServer(SubgraphConfig(conditions=desk.conditions, port=desk.port)),
+        desk.chain(),
         dagster_dev(tmp_path, desk.place.environment) as ui,
     ):
         backfill = ui.backfill(["worker_1_of_2", "worker_2_of_2"], ["condition_ids", *ASSETS])

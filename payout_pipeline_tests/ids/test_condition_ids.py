@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 from pathlib import Path
 
 import pytest
 
+from payout_pipeline.doctor.input import look_at_input
 from payout_pipeline.errors import ConfigurationError, InputError
 from payout_pipeline.ids import take as take_ids
 from payout_pipeline.ids import today as condition_ids
@@ -132,6 +134,32 @@ def test_a_profile_that_does_not_let_a_limit_be_set_is_respected(http_world: Wor
     http_world.front.faults(Faults(matching="max_execution_time", times=1, code=452, message=refused))  # type: ignore[union-attr]
 
     assert query_ids(_settings(http_world, "SELECT condition_id FROM {db}.trades")).ids() == IDS[:1]
+
+
+@pytest.mark.parametrize("place", ["no database yet", "a server that does not answer"])
+def test_the_doctor_neither_waits_for_a_database_nor_makes_one_to_run_the_query(tmp_path: Path, place: str) -> None:
+    host = {"clickhouse_host": "http://127.0.0.1:1"} if place != "no database yet" else {}
+    settings = load_settings({}, condition_ids_query="SELECT 1", runtime_dir=str(tmp_path / "runtime"), **host)
+    started = time.monotonic()
+
+    (finding,) = look_at_input(settings).findings
+
+    assert finding.level == ("problem" if host else "warning")
+    assert time.monotonic() - started < 10
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_doctor_shows_what_the_query_gives_and_leaves_no_trace(http_world: World) -> None:
+    http_world.run("CREATE TABLE {db}.trades (condition_id String) ENGINE = MergeTree ORDER BY tuple()")
+    http_world.run(f"INSERT INTO {{db}}.trades VALUES ('{IDS[0]}')")
+    before = sorted(Path(http_world.settings.runtime_dir).iterdir())
+    settings = _settings(http_world, "SELECT condition_id FROM {db}.trades")
+
+    (finding, *_) = look_at_input(settings).findings
+
+    assert "1 condition id" in finding.text
+    assert IDS[0] in finding.text
+    assert sorted(Path(http_world.settings.runtime_dir).iterdir()) == before
 
 
 # ------------------------------------------------------------------------------------------------------------ the list

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import pytest
 
@@ -57,13 +58,19 @@ def test_a_failed_worker_leaves_the_others_done_and_re_execute_from_failure_runs
         place.assert_right()
 
 
-def test_b1_a_run_that_is_killed_is_ended_and_its_partition_goes_on_where_it_stopped(tmp_path, nursery):  # noqa: F811
+@contextmanager
+def one_request_at_a_time(tmp_path, nursery):  # noqa: F811
+    """A worker with twenty requests, the UI, and the fault by which the eighth request and all later ones hang."""
     with (
         world(tmp_path, nursery, workers=1, ids=1_000, GOLDSKY_BATCH_SIZE="50", GOLDSKY_CONCURRENT_REQUESTS="1",
               GOLDSKY_TIMEOUT_SECONDS="120", GOLDSKY_BATCHES_PER_REQUEST="1") as place,
         dagster_dev(tmp_path, place.env) as ui,
     ):  # fmt: skip
-        hanging = place.server.faults.add("hang", requests=range(8, 10_000), seconds=300)
+        yield place, ui, place.server.faults.add("hang", requests=range(8, 10_000), seconds=300)
+
+
+def test_b1_a_run_that_is_killed_is_ended_and_its_partition_goes_on_where_it_stopped(tmp_path, nursery):  # noqa: F811
+    with one_request_at_a_time(tmp_path, nursery) as (place, ui, hanging):
         killed = ui.launch("worker_1_of_1")
         until_hanging(ui, place)
         os.kill(ui.pid_of(killed), signal.SIGKILL)
@@ -78,12 +85,7 @@ def test_b1_a_run_that_is_killed_is_ended_and_its_partition_goes_on_where_it_sto
 
 
 def test_b1_a_run_that_died_with_the_whole_of_dagster_is_ended_by_the_next_run_of_its_worker(tmp_path, nursery):  # noqa: F811
-    with (
-        world(tmp_path, nursery, workers=1, ids=1_000, GOLDSKY_BATCH_SIZE="50", GOLDSKY_CONCURRENT_REQUESTS="1",
-              GOLDSKY_TIMEOUT_SECONDS="120", GOLDSKY_BATCHES_PER_REQUEST="1") as place,
-        dagster_dev(tmp_path, place.env) as ui,
-    ):  # fmt: skip
-        hanging = place.server.faults.add("hang", requests=range(8, 10_000), seconds=300)
+    with one_request_at_a_time(tmp_path, nursery) as (place, ui, hanging):
         killed = ui.launch("worker_1_of_1")
         until_hanging(ui, place)
         ui.kill()
@@ -99,12 +101,7 @@ def test_b1_a_run_that_died_with_the_whole_of_dagster_is_ended_by_the_next_run_o
 def test_b6_a_run_of_the_ui_waits_for_one_of_the_command_line_by_name_and_takes_over_when_that_is_killed(
     tmp_path, nursery  # noqa: F811
 ):  # fmt: skip
-    with (
-        world(tmp_path, nursery, workers=1, ids=1_000, GOLDSKY_BATCH_SIZE="50", GOLDSKY_CONCURRENT_REQUESTS="1",
-              GOLDSKY_TIMEOUT_SECONDS="120", GOLDSKY_BATCHES_PER_REQUEST="1") as place,
-        dagster_dev(tmp_path, place.env) as ui,
-    ):  # fmt: skip
-        hanging = place.server.faults.add("hang", requests=range(8, 10_000), seconds=300)
+    with one_request_at_a_time(tmp_path, nursery) as (place, ui, hanging):
         command = [sys.executable, "-m", "dagster", "asset", "materialize", "-m", "payout_pipeline.definitions"]
         command += ["--select", ",".join(ASSETS[:2]), "--partition", "worker_1_of_1"]
         with (tmp_path / "materialize.log").open("w") as log:
