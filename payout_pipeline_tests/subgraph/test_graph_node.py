@@ -26,6 +26,7 @@ from payout_pipeline.subgraph.store import ConditionRow, ConditionStore
 from payout_pipeline.warehouse.identifiers import QualifiedName
 from payout_pipeline.warehouse.statements import statement
 from payout_pipeline_tests.clickhouse_front import running
+from payout_pipeline_tests.graph_node.gateway import gateway
 from payout_pipeline_tests.graph_node.node import ROOM, SUBGRAPHS, GraphNode, query
 from payout_pipeline_tests.running import REPOSITORY, Place
 from payout_pipeline_tests.subgraph.test_subgraph_conformance import check, send, serve
@@ -219,11 +220,15 @@ def local(real_data: RealData, chain: Chain, schema: str) -> Iterator[str]:
         yield server.url
 
 
-def backfill(directory: Path, endpoint: str, kind: str, real_data: RealData) -> Counter[tuple[object, ...]]:
+def backfill(
+    directory: Path, endpoint: str, kind: str, real_data: RealData, **environment: str
+) -> Counter[tuple[object, ...]]:
     """Every raw row that the command stores in a new ClickHouse, after a look at the view and the ledgers."""
     directory.mkdir()
     with warehouse(kind, directory) as extra:
-        place = Place(directory, endpoint, real_data.ids, {"PAYOUT_MIN_UNIQUE_CONDITIONS": "0.36", **extra})
+        place = Place(
+            directory, endpoint, real_data.ids, {"PAYOUT_MIN_UNIQUE_CONDITIONS": "0.36", **extra, **environment}
+        )
         done = place.run("backfill", timeout=300)
         assert done.returncode == 0, done.stdout[-6000:]
         rows = place.query(
@@ -253,13 +258,31 @@ def test_one_backfill_stores_the_same_rows_from_both_subgraphs_with_both_schemas
                 for kind in ("embedded", "http"):
                     one = (schema, origin, kind)
                     stored[one] = backfill(tmp_path / "-".join(one), endpoint, kind, real_data)
-    truth = Counter(
-        (identity, numerators, denominator, _winner(numerators), None, "goldsky-api")
-        for identity, (numerators, denominator) in real_data.vectors.items()
-    )
+    truth = truth_of(real_data)
     assert len(truth) == 11_927
     assert {one: rows == truth for one, rows in stored.items()} == dict.fromkeys(stored, True)
     assert len(stored) == 8
+
+
+def test_behind_a_gateway_with_the_limit_all_ids_are_asked_within_one_window(
+    filled_node: GraphNode, real_data: RealData, tmp_path: Path
+) -> None:
+    with gateway(filled_node.url("positions"), 50, 10.0) as seen:
+        stored = backfill(tmp_path / "gateway", seen.url, "embedded", real_data, GOLDSKY_RATE_LIMIT="50/10s")
+    assert stored == truth_of(real_data)
+    figures = f"{len(seen.arrivals)} requests in {seen.span:.1f} s, {seen.refused} refused"
+    print(figures)
+    assert len(seen.arrivals) <= 40, figures
+    assert seen.span <= 6, figures
+    assert not seen.refused, figures
+
+
+def truth_of(real_data: RealData) -> Counter[tuple[object, ...]]:
+    """The rows that a backfill of the real ids has to store."""
+    return Counter(
+        (identity, numerators, denominator, _winner(numerators), None, "goldsky-api")
+        for identity, (numerators, denominator) in real_data.vectors.items()
+    )
 
 
 def _winner(numerators: tuple[int, ...]) -> int:
