@@ -190,6 +190,13 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runtime")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def open_engine(runtime: Path) -> Iterator[None]:
+    """One opening of the engine for all tests of a module that imports this, as long as no other process needs it."""
+    with Warehouse(load_settings({}, runtime_dir=str(runtime))).session("tests"):
+        yield
+
+
 @pytest.fixture
 def house(runtime: Path, tmp_path: Path) -> Iterator[House]:
     """Settings, an input file and empty databases; nothing fetched yet."""
@@ -226,4 +233,4 @@ def finished(house: House) -> House:
     return house.complete()
 
 
-__all__ = ["IDS", "RESOLVED", "House", "asdict", "condition", "finished", "house", "runtime"]
+__all__ = ["IDS", "RESOLVED", "House", "asdict", "condition", "finished", "house", "open_engine", "runtime"]

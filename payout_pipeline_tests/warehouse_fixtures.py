@@ -164,17 +164,20 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
     runtime = request.getfixturevalue("embedded_runtime") if kind == "embedded" else tmp_path
     settings = _settings(kind, database, runtime, front)
     made = World(kind, settings, Warehouse(settings, comment="test"), database, front)
-    made.run("CREATE DATABASE {db}", "CREATE DATABASE {db}_clean")
-    try:
-        yield made
-    finally:
-        if front is not None:
-            if not front.alive:
-                front.stop()
-                front.start()
-            front.faults()
-        with contextlib.suppress(Exception):
-            made.run("DROP DATABASE IF EXISTS {db}_clean", "DROP DATABASE IF EXISTS {db}")
+    with contextlib.ExitStack() as stack:
+        if kind == "embedded":  # one opening of the engine for all sessions of the test
+            stack.enter_context(made.session())
+        made.run("CREATE DATABASE {db}", "CREATE DATABASE {db}_clean")
+        try:
+            yield made
+        finally:
+            if front is not None:
+                if not front.alive:
+                    front.stop()
+                    front.start()
+                front.faults()
+            with contextlib.suppress(Exception):
+                made.run("DROP DATABASE IF EXISTS {db}_clean", "DROP DATABASE IF EXISTS {db}")
 
 
 @pytest.fixture

@@ -142,4 +142,6 @@ def inline(
         client_logger.addHandler(case.said)
         stack.callback(client_logger.setLevel, before)
         stack.callback(client_logger.removeHandler, case.said)
+        if not case.settings.clickhouse_host:  # one opening of the engine for all that the case does in this process
+            stack.enter_context(Warehouse(case.settings).session("the case"))
         yield case

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from payout_pipeline.checks.catalogue import FETCHED
 from payout_pipeline.cli import main
 from payout_pipeline_tests.checks.test_report import KEYS, Backfill, backfill, subgraph  # noqa: F401 - fixtures
-from payout_pipeline_tests.report_fixtures import condition, house, runtime  # noqa: F401 - fixtures
+from payout_pipeline_tests.report_fixtures import condition, house, open_engine, runtime  # noqa: F401 - fixtures
 
 
 @pytest.fixture

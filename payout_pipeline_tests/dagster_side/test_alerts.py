@@ -27,7 +27,7 @@ from payout_pipeline.settings import Settings, load_settings
 from payout_pipeline.subgraph.generate import generate
 from payout_pipeline.subgraph.server import SubgraphConfig, SubgraphServer
 from payout_pipeline_tests.checks.test_report import KEYS, Backfill, backfill, subgraph  # noqa: F401 - fixtures
-from payout_pipeline_tests.report_fixtures import condition, house, runtime  # noqa: F401 - fixtures
+from payout_pipeline_tests.report_fixtures import condition, house, open_engine, runtime  # noqa: F401 - fixtures
 from payout_pipeline_tests.running import Place
 
 NOW = datetime(2026, 11, 26, 3, 20, tzinfo=timezone.utc)
