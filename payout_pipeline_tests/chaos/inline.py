@@ -117,9 +117,14 @@ class Inline:
 
 @contextmanager
 def inline(
-    root: Path, *, ids: int = 300, seed: int = 1, workers: int = 1, config: dict[str, Any] | None = None, **env: str
-) -> Iterator[Inline]:
-    """A case under ``root``; ``env`` adds variables, ``config`` changes the subgraph."""
+    root: Path, *, ids: int = 300, seed: int = 1, workers: int = 1, config: dict[str, Any] | None = None,
+    keep_engine_open: bool = False, **env: str,
+) -> Iterator[Inline]:  # fmt: skip
+    """A case under ``root``; ``env`` adds variables, ``config`` changes the subgraph.
+
+    ``keep_engine_open`` opens the embedded engine once for all that the case does in this process: faster, and no
+    other process can open it meanwhile.
+    """
     data = generate(ids, seed, root / "data")
     options: dict[str, Any] = {"conditions": data.conditions, "seed": seed, "token": TOKEN, "advancing": True}
     with ExitStack() as stack:
@@ -142,6 +147,6 @@ def inline(
         client_logger.addHandler(case.said)
         stack.callback(client_logger.setLevel, before)
         stack.callback(client_logger.removeHandler, case.said)
-        if not case.settings.clickhouse_host:  # one opening of the engine for all that the case does in this process
+        if keep_engine_open:
             stack.enter_context(Warehouse(case.settings).session("the case"))
         yield case

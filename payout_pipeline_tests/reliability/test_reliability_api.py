@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ import pytest
 
 from payout_pipeline.errors import ErrorRateError, GoldskyPermanentError, PayoutPipelineError
 from payout_pipeline.ledger import Ledger
-from payout_pipeline_tests.chaos.inline import Inline, inline
+from payout_pipeline_tests.chaos.inline import Inline
+from payout_pipeline_tests.chaos.inline import inline as a_case
 from payout_pipeline_tests.chaos.world import TOKEN
 from payout_pipeline_tests.oracle import Truth, ledger_rows
 
 HOSTILE = "Store error: database unavailable"
+inline = partial(a_case, keep_engine_open=True)
 
 
 @pytest.fixture
