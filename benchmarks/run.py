@@ -87,7 +87,7 @@ def dlt(place: Place, server: Subgraph) -> list[Figure]:
         pip = [str(environment / "bin" / "python"), "-m", "pip", "install", "--quiet", "dlt[parquet]>=1.31,<2"]
         subprocess.run(pip, check=True)
     home = place.fresh()
-    server.forget()
+    server.forget_after_a_window()
     measured = measure.run(
         [
             str(environment / "bin" / "python"),
@@ -147,7 +147,7 @@ def refresh(place: Place, server: Subgraph) -> list[Figure]:
 def from_the_ui(place: Place, server: Subgraph) -> list[Figure]:
     """A partition backfill launched through the webserver; its daemon looks every 30 s."""
     home = place.fresh()
-    server.forget()
+    server.forget_after_a_window()
     environment = place.environment(home, server, {})
     with ui.dagster_dev(
         Path(sys.executable), "payout_pipeline.definitions", environment, home, home / "ui.log"
@@ -159,7 +159,7 @@ def from_the_ui(place: Place, server: Subgraph) -> list[Figure]:
 
 def unlimited(place: Place, server: Subgraph) -> list[Figure]:
     """No limit and no latency: what the work itself takes."""
-    return [_whole("backfill, no limit, no latency", [place.run(server, BACKFILL) for _ in range(3)])]
+    return [_whole("backfill, no limit, no latency", [place.run(server, BACKFILL)])]
 
 
 def many(place: Place, server: Subgraph) -> list[Figure]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,11 @@ from payout_pipeline_tests.chaos.inline import Inline, inline
 from payout_pipeline_tests.chaos.processes import Nursery
 from payout_pipeline_tests.chaos.world import PASSWORD, ask_front
 from payout_pipeline_tests.clickhouse_front import Front
+
+
+def variants(*values: Any) -> list[Any]:
+    """Parameters that only the long suite tries, beside one that the short suite tries, too."""
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 @pytest.fixture(scope="session")

@@ -157,6 +157,7 @@ def test_a_finished_backfill_is_a_success_with_every_check_of_every_worker(backf
     assert "2/2 12 of 12 ids of worker_2_of_2" in each
 
 
+@pytest.mark.slow
 def test_the_age_of_the_results_is_shown(backfill: Backfill) -> None:
     backfill.run_all()
     later = datetime.now(timezone.utc) + timedelta(days=3, hours=2)
@@ -190,6 +191,7 @@ def test_a_wrong_endpoint_is_one_message_with_its_cause_and_what_it_affects(back
     assert len(text_of(report, 120).splitlines()) <= 12
 
 
+@pytest.mark.slow
 def test_workers_with_the_same_failure_are_one_message_and_the_sentence_of_all_workers_does_not_repeat_it(
     backfill: Backfill,
 ) -> None:
@@ -205,6 +207,7 @@ def test_workers_with_the_same_failure_are_one_message_and_the_sentence_of_all_w
     assert "all_workers_complete" in [status.info.name for status in stored[0].consequences]
 
 
+@pytest.mark.slow
 def test_results_that_are_outdated_for_one_reason_are_one_message(backfill: Backfill) -> None:
     backfill.run_all()
     backfill.settings.condition_ids_file.write_text(f"{condition(998)}\n{condition(999)}\n")
@@ -216,6 +219,7 @@ def test_results_that_are_outdated_for_one_reason_are_one_message(backfill: Back
     assert "payout-pipeline backfill" in blocking[0].repair
 
 
+@pytest.mark.slow
 def test_a_failed_worker_stays_failed_after_another_one_passed(backfill: Backfill) -> None:
     assert backfill.run(WORKER_JOB, KEYS[0]).success
     backfill.house.run(f"DELETE FROM {{db}}.resolutions_external_ingest WHERE condition_id = '{condition(3)}'")
@@ -240,6 +244,7 @@ def test_a_failed_worker_stays_failed_after_another_one_passed(backfill: Backfil
     assert backfill.report().exit_code == 0
 
 
+@pytest.mark.slow
 def test_a_changed_input_file_makes_every_check_of_the_changed_worker_one_that_never_ran(backfill: Backfill) -> None:
     backfill.run_all()
     path = backfill.settings.condition_ids_file
@@ -253,6 +258,7 @@ def test_a_changed_input_file_makes_every_check_of_the_changed_worker_one_that_n
     assert status_of(report, "unique_conditions").state is State.OUTDATED
 
 
+@pytest.mark.slow
 def test_another_spelling_of_the_same_ids_is_the_same_input(backfill: Backfill) -> None:
     backfill.run_all()
     path = backfill.settings.condition_ids_file
@@ -260,6 +266,7 @@ def test_another_spelling_of_the_same_ids_is_the_same_input(backfill: Backfill) 
     assert backfill.report().exit_code == 0
 
 
+@pytest.mark.slow
 def test_another_number_of_workers_or_another_table_is_no_success_yet(backfill: Backfill) -> None:
     backfill.run_all()
     assert backfill.report(workers=3).exit_code == 1
@@ -269,6 +276,7 @@ def test_another_number_of_workers_or_another_table_is_no_success_yet(backfill: 
     assert other.exit_code == 1
 
 
+@pytest.mark.slow
 def test_a_stale_source_is_a_warning_and_no_failure(backfill: Backfill) -> None:
     backfill.subgraph.faults.add("stale_head", seconds=5 * 86_400)
     report = backfill.run_all().report()
@@ -290,6 +298,7 @@ def test_a_materialization_without_its_checks_makes_the_former_checks_outdated(b
     assert report.exit_code == 1
 
 
+@pytest.mark.slow
 def test_a_run_that_died_leaves_checks_that_were_not_made(backfill: Backfill) -> None:
     backfill.run_all()
     backfill.subgraph.faults.add("status", status=404, text="gone")
@@ -317,6 +326,7 @@ def test_the_json_has_every_check_with_its_numbers_tables_and_statement(backfill
     assert unique["at"].endswith("+00:00")
 
 
+@pytest.mark.slow
 def test_the_command_exits_1_until_the_backfill_is_done_and_0_afterwards(
     backfill: Backfill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -456,6 +466,7 @@ def test_secrets_are_scrubbed_from_everything_a_check_says() -> None:
     assert "canary-5ecret-value" not in repr(result)
 
 
+@pytest.mark.slow
 def test_checks_have_a_status_per_partition_and_no_partition_without_one(backfill: Backfill) -> None:
     assert backfill.run(WORKER_JOB, KEYS[1]).success
     worklist = backfill.house.worklist
@@ -469,6 +480,7 @@ def test_checks_have_a_status_per_partition_and_no_partition_without_one(backfil
     assert abs((datetime.now(timezone.utc) - at).total_seconds()) < 120
 
 
+@pytest.mark.slow
 def test_ids_that_failed_within_the_allowed_rate_are_listed_although_the_check_passed(
     backfill: Backfill, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,7 +39,7 @@ def states(report: dict[str, Any]) -> dict[tuple[str, str | None], str]:
     return {(check["check"], check["partition"]): check["state"] for check in report["checks"]}
 
 
-def test_after_a_finished_backfill_everything_passes_anew(done: Backfill) -> None:
+def test_after_a_finished_backfill_everything_passes_anew_and_rows_that_went_missing_are_found(done: Backfill) -> None:
     runs = done.house.instance.get_runs_count()
     found = verify()
     assert found.exit_code == 0, found.output
@@ -47,8 +47,6 @@ def test_after_a_finished_backfill_everything_passes_anew(done: Backfill) -> Non
     assert done.house.instance.get_runs_count() > runs, "the checks were made by runs of Dagster"
     assert not any(line.startswith("20") for line in found.output.splitlines()), "and the runs' logs are not the answer"
 
-
-def test_rows_that_went_missing_after_the_backfill_are_found(done: Backfill) -> None:
     done.house.run(f"DELETE FROM {{db}}.resolutions_external_ingest WHERE condition_id = '{condition(3)}'")
     code, report = judged()
     assert code == report["exit_code"] == 1
@@ -58,6 +56,7 @@ def test_rows_that_went_missing_after_the_backfill_are_found(done: Backfill) -> 
     assert CliRunner().invoke(main, ["report"]).exit_code == 1, "what was found stays found"
 
 
+@pytest.mark.slow
 def test_the_checks_of_one_worker_can_be_made_alone(done: Backfill) -> None:
     before = {(check["check"], check["partition"]): check["run_id"] for check in judged()[1]["checks"]}
     code, report = judged("--workers", "2")
@@ -70,7 +69,12 @@ def test_the_checks_of_one_worker_can_be_made_alone(done: Backfill) -> None:
     assert {partition for _, partition in again} == {KEYS[1], None}
 
 
-def test_a_worker_that_does_not_exist_is_a_wrong_usage(done: Backfill) -> None:
+def test_a_worker_that_does_not_exist_is_a_wrong_usage(
+    backfill: Backfill,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     found = verify("--workers", "3")
     assert found.exit_code == 2
     assert "use 1 to 2" in found.output

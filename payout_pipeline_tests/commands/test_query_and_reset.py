@@ -22,6 +22,7 @@ from payout_pipeline_tests.report_fixtures import (  # noqa: F401 - fixtures
     condition,
     finished,
     house,
+    open_engine,
     runtime,
 )
 

@@ -341,6 +341,7 @@ def desk(backfill: Backfill, webhook: Webhook) -> Desk:  # noqa: F811
     return Desk(backfill, webhook)
 
 
+@pytest.mark.slow
 def test_a_night_with_the_subgraph_down_is_one_message_naming_the_workers_and_one_when_it_is_over(desk: Desk) -> None:
     backfill = desk.backfill  # noqa: F811
     assert desk.after(0) == [], "nothing has run yet"
@@ -364,6 +365,7 @@ def test_a_night_with_the_subgraph_down_is_one_message_naming_the_workers_and_on
     assert desk.after(2) == []
 
 
+@pytest.mark.slow
 def test_failed_error_checks_are_one_message_a_run_and_one_when_they_pass(desk: Desk) -> None:
     backfill = desk.backfill.run_all()  # noqa: F811
     assert desk.after(0) == [], "warnings alone are no message"

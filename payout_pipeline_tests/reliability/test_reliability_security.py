@@ -55,6 +55,7 @@ def test_g1_a_run_through_every_error_path_leaves_no_canary_behind(tmp_path, nur
         assert any("***" in run.text() for run in place.runs)  # the echoes did arrive
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("chaos")
 @pytest.mark.parametrize(
     ("variable", "url"),
