@@ -288,6 +288,7 @@ def test_a_stale_source_is_a_warning_and_no_failure(backfill: Backfill) -> None:
     assert text.count("WARNING source_is_fresh") == 1, "both workers asked the same subgraph"
 
 
+@pytest.mark.slow
 def test_a_materialization_without_its_checks_makes_the_former_checks_outdated(backfill: Backfill) -> None:
     backfill.run_all()
     backfill.house.materialized(STORED, 1)

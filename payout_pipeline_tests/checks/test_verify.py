@@ -81,6 +81,7 @@ def test_a_worker_that_does_not_exist_is_a_wrong_usage(
     assert verify("--workers", "x").exit_code == 2
 
 
+@pytest.mark.slow
 def test_before_any_run_nothing_is_a_success(
     backfill: Backfill,  # noqa: F811
     tmp_path: Path,
