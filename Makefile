@@ -53,11 +53,11 @@ ui: $(STAMP)
 	$(BIN)/dagster dev --host 127.0.0.1 --port $(PORT) -w workspace.yaml
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow and not ui and not graph_node and not cluster" -n 4 --dist loadgroup
+	$(BIN)/python -m pytest -m "not slow and not ui and not graph_node and not cluster" -n 4 --dist loadfile
 
 # What takes longer, after the short suite: processes, kills, faults, property tests with more examples.
 test-all: test
-	$(BIN)/python -m pytest -m "slow and not ui and not graph_node and not cluster" -n 3 --dist loadgroup
+	$(BIN)/python -m pytest -m "slow and not ui and not graph_node and not cluster" -n 4 --dist loadfile
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

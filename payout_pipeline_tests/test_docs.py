@@ -216,7 +216,6 @@ def to_run() -> list[Command]:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("docs")
 @pytest.mark.parametrize("command", to_run(), ids=name_of)
 def test_a_command_does_what_it_is_there_for(finished: Finished, tmp_path: Path, command: Command) -> None:
     place = finished.copy(tmp_path / "place")
@@ -243,7 +242,6 @@ def test_a_command_does_what_it_is_there_for(finished: Finished, tmp_path: Path,
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("docs")
 @pytest.mark.parametrize("command", [c for c in of("payout-pipeline") if c.words[1] == "subgraph"], ids=name_of)
 def test_the_subgraph_serves_until_it_is_stopped(finished: Finished, tmp_path: Path, command: Command) -> None:
     place = finished.copy(tmp_path / "place")

@@ -1,4 +1,4 @@
-"""``payout-pipeline doctor``: look at everything a run needs before it runs."""
+"""``payout-pipeline doctor``: whether a run could start."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from payout_pipeline.doctor import Finding
 
 
-@click.command("doctor", short_help="Look at everything that a run needs, and write nothing.")
+@click.command("doctor", short_help="Check everything that a run needs; writes nothing.")
 @click.option("--json", "as_json", is_flag=True, help="The findings as JSON.")
 def doctor_command(as_json: bool) -> None:
-    """Look at everything that a run needs: input, disk, Goldsky, ClickHouse. Writes nothing.
+    """Check everything that a run needs: input, disk, Goldsky, ClickHouse. Writes nothing.
 
     Goldsky is asked two to four times. Exit 1 where a run could not start, 2 where the environment is wrong.
     """

@@ -19,11 +19,11 @@ __all__ = ["MAX_REQUESTS", "Finding", "examine"]
 
 
 def examine(settings: Settings, now: Callable[[], datetime] = lambda: datetime.now(timezone.utc)) -> list[Finding]:
-    """Look at everything. Expected faults become findings; only what nobody expected is raised."""
+    """Examine input, runtime directory, Goldsky and ClickHouse. Expected faults become findings; others are raised."""
     from payout_pipeline.doctor.database import database_findings
     from payout_pipeline.doctor.goldsky import ask_goldsky
     from payout_pipeline.doctor.input import look_at_input
-    from payout_pipeline.doctor.machine import estimate, runtime_findings
+    from payout_pipeline.doctor.machine import runtime_findings
 
     found = look_at_input(settings)
     worklist, findings = found.worklist, found.findings
@@ -31,10 +31,6 @@ def examine(settings: Settings, now: Callable[[], datetime] = lambda: datetime.n
     if settings.alert_webhook is not None:
         text = "PAYOUT_ALERT_WEBHOOK is set, and nothing is sent to it now; switch on the sensor `alerts` in the UI"
         findings.append(Finding("alerts", "ok", text))
-    latency = None
     if worklist is not None:
-        latency, said = ask_goldsky(settings, found.ids, now())
-        findings += said
-    findings += database_findings(settings)
-    findings.append(estimate(settings, worklist, latency))
-    return findings
+        findings += ask_goldsky(settings, found.ids, now())
+    return findings + database_findings(settings)

@@ -25,20 +25,21 @@ if TYPE_CHECKING:
 #: Schema and head; the sample; once more what an answer left out; once more where the block is not kept.
 MAX_REQUESTS = 4
 SAMPLE = 1_000
-#: Longer than this nobody waits for a line, whatever the settings of a run allow.
+#: Shorter than the time-outs of a run, since a person waits for the answer.
 _ASK_SECONDS = 10.0
 _LONGEST_WAIT_SECONDS = 2.0
 _RETRY = "Try again; if it stays, look at the endpoint's own page at its provider."
 
 
-def ask_goldsky(settings: Settings, ids: IdList | None, now: datetime) -> tuple[float | None, list[Finding]]:
-    """Ask the subgraph. The seconds that one request took (None where there was no answer), and the findings."""
+def ask_goldsky(settings: Settings, ids: IdList | None, now: datetime) -> list[Finding]:
+    """Ask the subgraph for its schema, its head and a sample of the ids."""
     visit = _Visit(settings, now)
     try:
-        return asyncio.run(visit.ask(_sample(settings, ids))), visit.findings
+        asyncio.run(visit.ask(_sample(settings, ids)))
     except PayoutPipelineError as fault:
         otherwise = "Check GOLDSKY_ENDPOINT, GOLDSKY_API_TOKEN and the network."
-        return None, [*visit.findings, Finding.of_fault("goldsky", fault, otherwise)]
+        visit.findings.append(Finding.of_fault("goldsky", fault, otherwise))
+    return visit.findings
 
 
 def _sample(settings: Settings, ids: IdList | None) -> list[str]:
@@ -62,7 +63,7 @@ class _Visit:
     now: datetime
     findings: list[Finding] = field(default_factory=list)
 
-    async def ask(self, sample: Sequence[str]) -> float | None:
+    async def ask(self, sample: Sequence[str]) -> None:
         from payout_pipeline.goldsky.client import GoldskyClient
 
         def on_wait(reason: str, seconds: float) -> None:
@@ -74,13 +75,11 @@ class _Visit:
             cautious = self._cautious(scratch)
             async with GoldskyClient.from_settings(cautious, on_wait=on_wait) as client:
                 try:
-                    latency = await self._probe(client)
+                    await self._probe(client)
                     if sample:
                         await self._ask_sample(client, list(sample))
-                    return latency
                 except _WouldWaitError as wait:
                     self._stopped(str(wait))
-                    return None
 
     def _cautious(self, scratch: str) -> Settings:
         from payout_pipeline.goldsky.pacing import is_kept
@@ -97,14 +96,13 @@ class _Visit:
             }
         )
 
-    async def _probe(self, client: GoldskyClient) -> float:
+    async def _probe(self, client: GoldskyClient) -> None:
         started = time.monotonic()
         info = await client.probe()
         latency = time.monotonic() - started
         fields = "payouts" if info.schema_kind == "payouts" else "payoutNumerators and payoutDenominator"
         self._say("ok", f"{self._address} answers in {latency:.2f} s; conditions have {fields}")
         self.findings.append(_head(info.head_number, info.head_timestamp, info.has_indexing_errors, self.now))
-        return latency
 
     async def _ask_sample(self, client: GoldskyClient, sample: list[str]) -> None:
         from payout_pipeline.goldsky.client import SnapshotGoneError

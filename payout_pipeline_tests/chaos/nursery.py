@@ -1,7 +1,7 @@
 """Starts ``payout-pipeline`` commands as processes from one that has its imports done: seconds saved at every start.
 
-Reads one JSON object a line (``argv``, ``env``, ``cwd``, ``out``) and forks a child for each, which becomes the leader of a
-session of its own and runs the command exactly as the console script does. Says ``{"pid": …}`` at the start and
+Reads one JSON object a line (``argv``, ``env``, ``cwd``, ``out``, ``err``) and forks a child for each, which becomes the
+leader of a session of its own and runs the command exactly as the console script does. Says ``{"pid": …}`` at the start and
 ``{"pid": …, "code": …}`` at the end of each child. Nothing of the pipeline's definitions or of the embedded engine is
 loaded here: both belong to the child, after its environment is set.
 """
@@ -38,8 +38,9 @@ def _become(order: dict[str, Any]) -> None:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     signal.set_wakeup_fd(-1)
     out = os.open(order["out"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    err = os.open(order["err"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     null = os.open(os.devnull, os.O_RDONLY)
-    for target, source in ((0, null), (1, out), (2, out)):
+    for target, source in ((0, null), (1, out), (2, err)):
         os.dup2(source, target)
     os.environ.clear()
     os.environ.update(order["env"])

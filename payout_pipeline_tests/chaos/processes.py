@@ -134,14 +134,18 @@ class Nursery:
                 self._process.kill()
 
     def start(
-        self, argv: Sequence[str], env: Mapping[str, str], cwd: Path, out: Path, *, cold: bool = False
-    ) -> Running:
-        """Start ``payout-pipeline argv``; ``cold`` executes the console script anew instead of forking."""
+        self, argv: Sequence[str], env: Mapping[str, str], cwd: Path, out: Path, *, err: Path | None = None,
+        cold: bool = False,
+    ) -> Running:  # fmt: skip
+        """Start ``payout-pipeline argv``; ``cold`` executes the console script anew instead of forking.
+
+        Both outputs go to ``out``, unless there is a file for errors.
+        """
         if cold:
             return self._start_cold(argv, env, cwd, out)
         assert self._process is not None
         assert self._process.stdin is not None
-        order = {"argv": list(argv), "env": dict(env), "cwd": str(cwd), "out": str(out)}
+        order = {"argv": list(argv), "env": dict(env), "cwd": str(cwd), "out": str(out), "err": str(err or out)}
         with self._lock:
             self._process.stdin.write(json.dumps(order) + "\n")
             self._process.stdin.flush()

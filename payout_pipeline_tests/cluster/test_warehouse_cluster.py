@@ -26,7 +26,6 @@ from payout_pipeline_tests.running import Place
 from payout_pipeline_tests.warehouse.test_warehouse_load import EXPECTED, ROWS, SHAPES, STORED
 from payout_pipeline_tests.warehouse_fixtures import WRITER, World, condition, ledger, other, resolved
 
-pytestmark = pytest.mark.xdist_group("cluster of fronts")
 DATABASES = iter(f"d{number}" for number in range(1_000_000))
 MARKET = (
     "CREATE TABLE {db}.market_resolutions_final ON CLUSTER 'pair' (condition_id_norm FixedString(64), payout_numerators "

@@ -15,8 +15,6 @@ from payout_pipeline.worker_pool import INTERRUPTED, Outcome, start, wait
 from payout_pipeline_tests.chaos.fixtures import case, nursery  # noqa: F401
 from payout_pipeline_tests.chaos.world import ask_front, world
 
-pytestmark = pytest.mark.xdist_group("chaos")
-
 
 @pytest.mark.slow
 def test_c5_a_table_that_cannot_hold_the_vectors_ends_the_backfill_before_any_run_and_request(tmp_path, nursery):  # noqa: F811

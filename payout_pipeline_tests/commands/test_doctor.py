@@ -18,9 +18,7 @@ from pydantic import SecretStr
 
 from payout_pipeline.commands.doctor import doctor_command
 from payout_pipeline.doctor import MAX_REQUESTS, Finding, examine
-from payout_pipeline.doctor.machine import estimated_requests, rate_floor
 from payout_pipeline.goldsky.pacing import open_store, shared_status
-from payout_pipeline.ids.chunks import read_worklist
 from payout_pipeline.settings import Settings, load_settings
 from payout_pipeline.subgraph.chain import Chain
 from payout_pipeline.subgraph.server import SubgraphConfig, SubgraphServer
@@ -265,21 +263,6 @@ def test_while_runs_share_a_budget_the_doctors_requests_are_part_of_it(settings:
 
     assert 1 <= shared_status(budget)["used"] <= MAX_REQUESTS
     budget.close()
-
-
-def test_the_estimate_follows_the_rate_limit(tmp_path: Path) -> None:
-    path = tmp_path / "ids.txt"
-    path.write_text("".join(f"{number:064x}\n" for number in range(170_448)))
-    settings = load_settings({}, condition_ids_file=path)
-    worklist = read_worklist(settings)
-    one_a_request = settings.model_copy(update={"goldsky_batches_per_request": 1})
-    requests = estimated_requests(worklist, one_a_request)
-    assert requests == 4 * 43 + 4
-    assert estimated_requests(worklist, settings) == 4 * 8 + 4
-    assert rate_floor(requests, 50, 10) == 30
-    assert rate_floor(50, 50, 10) == 0
-    assert rate_floor(51, 50, 10) == 10
-    assert rate_floor(0, 50, 10) == 0
 
 
 def test_the_command_exits_0_where_a_run_can_start_and_1_where_not(

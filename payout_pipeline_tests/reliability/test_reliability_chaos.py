@@ -7,7 +7,7 @@ import pytest
 from payout_pipeline_tests.chaos.fixtures import nursery  # noqa: F401
 from payout_pipeline_tests.chaos.rounds import plan_of, run_round
 
-pytestmark = [pytest.mark.xdist_group("chaos"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.timeout(600)]
 
 #: Embedded and server; both kill every process at once and damage something in between.
 SEEDS = (3, pytest.param(1002, marks=pytest.mark.slow))

@@ -13,7 +13,7 @@ import pytest
 from payout_pipeline_tests.chaos.fixtures import nursery  # noqa: F401
 from payout_pipeline_tests.chaos.world import world
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("chaos")]
+pytestmark = [pytest.mark.slow]
 
 
 def test_a_failed_worker_fails_alone_the_view_waits_and_the_next_run_asks_for_that_worker_only(tmp_path, nursery):  # noqa: F811

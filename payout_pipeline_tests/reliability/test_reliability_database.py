@@ -21,7 +21,7 @@ from payout_pipeline_tests.chaos.inline import inline
 from payout_pipeline_tests.chaos.world import world
 from payout_pipeline_tests.clickhouse_front import Faults
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("front")]
+pytestmark = [pytest.mark.slow]
 
 
 def test_c1_a_database_that_never_answers_costs_no_request_and_marks_nothing_as_stored(tmp_path, served):  # noqa: F811
@@ -194,7 +194,6 @@ def test_d5_rows_that_are_gone_are_found_by_the_check_and_loaded_again(case, har
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("chaos")
 def test_d5_a_truncated_table_is_healed_by_the_next_backfill(tmp_path, nursery):  # noqa: F811
     with world(tmp_path, nursery, workers=1, ids=300) as place:
         assert place.run().code == 0

@@ -18,7 +18,7 @@ from payout_pipeline_tests.chaos.inline import inline
 from payout_pipeline_tests.chaos.world import world
 from payout_pipeline_tests.oracle import ledger_rows
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("front")]
+pytestmark = [pytest.mark.slow]
 
 
 @contextlib.contextmanager
@@ -71,7 +71,6 @@ def test_d2_a_read_only_directory_is_said_before_the_first_request(tmp_path):
         assert len(place.server.log) == 0
 
 
-@pytest.mark.xdist_group("chaos")
 def test_d2_the_command_says_it_in_one_line_and_starts_nothing(tmp_path, nursery):  # noqa: F811
     fixed = tmp_path / "fixed"
     with mounted(fixed, "size=64k,ro"), world(tmp_path, nursery, PAYOUT_RUNTIME_DIR=str(fixed / "runtime")) as place:

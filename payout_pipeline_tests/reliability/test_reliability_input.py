@@ -22,8 +22,6 @@ from payout_pipeline_tests.chaos.fixtures import case, served, variants  # noqa:
 from payout_pipeline_tests.chaos.inline import inline
 from payout_pipeline_tests.oracle import Truth
 
-pytestmark = pytest.mark.xdist_group("front")
-
 SPELLINGS = {
     "CRLF and a BOM": lambda ids: codecs.BOM_UTF8 + "\r\n".join(ids).encode(),
     "blanks, tabs, blank lines": lambda ids: "\n\n".join(f" \t{i}  " for i in ids).encode(),

@@ -23,11 +23,8 @@ from payout_pipeline_tests.clickhouse_front import Faults
 
 pytestmark = pytest.mark.slow
 
-group = pytest.mark.xdist_group("chaos")
-
 
 @pytest.mark.slow
-@group
 def test_b1_killed_between_the_insert_and_its_record_the_rows_are_stored_once(tmp_path, nursery):  # noqa: F811
     """The insert is executed, its answer never comes, and the whole session is killed while it waits."""
     with world(tmp_path, nursery, front=True, workers=1) as place:
@@ -48,7 +45,6 @@ def test_b1_killed_between_the_insert_and_its_record_the_rows_are_stored_once(tm
         place.assert_right(interruptions=1)
 
 
-@group
 def test_b2_a_second_signal_ends_the_command_at_once(tmp_path, nursery):  # noqa: F811
     with world(tmp_path, nursery, workers=1, GOLDSKY_TIMEOUT_SECONDS="60") as place:
         place.server.faults.add("hang", requests=range(3, 1000), seconds=60)
@@ -155,7 +151,6 @@ def test_b6_a_second_run_of_a_worker_is_refused_and_told_of_the_first_until_that
     case.assert_right()
 
 
-@group
 def test_b6_two_backfills_at_once_store_every_row_once_and_ask_no_id_twice(tmp_path, nursery):  # noqa: F811
     with world(tmp_path, nursery, workers=1, latency=0.3) as place:
         first, second = place.start(), place.start()

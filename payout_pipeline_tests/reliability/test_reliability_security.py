@@ -26,7 +26,6 @@ HOSTILE = (
 )
 
 
-@pytest.mark.xdist_group("chaos")
 @pytest.mark.timeout(300)
 @pytest.mark.slow
 def test_g1_a_run_through_every_error_path_leaves_no_canary_behind(tmp_path, nursery):  # noqa: F811
@@ -56,7 +55,6 @@ def test_g1_a_run_through_every_error_path_leaves_no_canary_behind(tmp_path, nur
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("chaos")
 @pytest.mark.parametrize(
     ("variable", "url"),
     [

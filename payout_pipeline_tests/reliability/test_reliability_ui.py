@@ -16,7 +16,7 @@ from payout_pipeline_tests.chaos.fixtures import nursery  # noqa: F401
 from payout_pipeline_tests.chaos.world import World, world
 from payout_pipeline_tests.dagster_ui import ASSETS, DagsterUi, dagster_dev
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("chaos")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def test_a_failed_worker_leaves_the_others_done_and_re_execute_from_failure_runs_only_it_and_the_view(

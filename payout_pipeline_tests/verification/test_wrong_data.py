@@ -17,9 +17,10 @@ import pytest
 
 from payout_pipeline.subgraph.generate import GeneratedData, generate
 from payout_pipeline.subgraph.server import SubgraphConfig, SubgraphServer
+from payout_pipeline_tests.chaos.processes import Nursery
 from payout_pipeline_tests.running import Place, prepare_pnl
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wrong data"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 VIEW = "cascadian_clean.vw_resolutions_truth"
 PNL = "cascadian_clean.vw_wallet_pnl_settled"
@@ -55,8 +56,8 @@ class Finished:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
     directory = tmp_path_factory.mktemp("finished")
     data = generate(240, 3, directory / "data")
-    with SubgraphServer(SubgraphConfig(conditions=data.conditions)) as server:
-        place = Place(directory, server.url, data.ids, {"PAYOUT_WORKERS": "2"})
+    with SubgraphServer(SubgraphConfig(conditions=data.conditions)) as server, Nursery() as nursery:
+        place = Place(directory, server.url, data.ids, {"PAYOUT_WORKERS": "2"}, nursery)
         prepare_pnl(place, data.conditions)
         _keep(directory, "before")
         done = place.run("backfill")

@@ -15,7 +15,7 @@ from payout_pipeline_tests.verification.test_wrong_data import MARKET, TABLE, Fi
 
 __all__ = ["finished", "place", "served"]  # fixtures
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wrong data"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 MINE = "default.mine"
 _DDL = (
@@ -135,7 +135,7 @@ def on_a_server(finished: Finished, served: Served, tmp_path: Path) -> Place:
     """A place whose ClickHouse is the front; nothing done yet."""
     extra = {**served.env, "PAYOUT_WORKERS": "2", "PAYOUT_PNL_VIEW": "", "CLICKHOUSE_WAIT_SECONDS": "40"}
     finished.server.faults.clear()
-    return Place(tmp_path, finished.server.url, finished.data.ids, extra)
+    return Place(tmp_path, finished.server.url, finished.data.ids, extra, finished.place.nursery)
 
 
 def test_19a_a_user_whose_profile_limits_the_execution_time_can_do_everything(

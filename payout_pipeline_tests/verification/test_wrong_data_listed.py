@@ -28,7 +28,7 @@ from payout_pipeline_tests.verification.test_wrong_data import (
 
 __all__ = ["finished", "place"]  # fixtures
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wrong data"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 _CLASS_NAME = re.compile(r"\b(?:[A-Z]+[a-z]+){2,}\b")
 

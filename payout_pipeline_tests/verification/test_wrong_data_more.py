@@ -22,7 +22,7 @@ from payout_pipeline_tests.verification.test_wrong_data import (
 
 __all__ = ["finished", "place"]  # fixtures
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wrong data"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 def _pnl(select: str) -> list[str]:
