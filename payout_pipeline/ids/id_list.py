@@ -51,18 +51,18 @@ def pack_ids(ids: Iterable[str]) -> bytes:
     return bytes.fromhex("".join(ids))
 
 
-def unpack_ids(packed: bytes) -> list[str]:
+def unpack_ids(packed: bytes | memoryview) -> list[str]:
     """The inverse of :func:`pack_ids`: 64 lower-case hex digits an id."""
     digits = packed.hex()
     return [digits[at : at + ID_DIGITS] for at in range(0, len(digits), ID_DIGITS)]
 
 
-def packed_bytes(array: pa.FixedSizeBinaryArray) -> bytes:
-    """The bytes of an array of packed ids, slices included."""
+def packed_bytes(array: pa.FixedSizeBinaryArray) -> memoryview:
+    """The bytes of an array of packed ids, slices included, without a copy."""
     buffer = array.buffers()[1]
-    if buffer is None:
-        return b""
-    return bytes(buffer.slice(array.offset * ID_BYTES, len(array) * ID_BYTES))
+    if buffer is None or not len(array):  # a view of length zero cannot be cast
+        return memoryview(b"")
+    return memoryview(buffer.slice(array.offset * ID_BYTES, len(array) * ID_BYTES)).cast("B")
 
 
 def packed_array(packed: bytes | bytearray) -> pa.FixedSizeBinaryArray:
