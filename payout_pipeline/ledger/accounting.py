@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from payout_pipeline.ids.chunks import Chunk, PrefixRange
-from payout_pipeline.ledger.rows import counts_of, id_array, ledger_schema
+from payout_pipeline.ledger.rows import STATUSES, counts_of, id_array
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -48,10 +49,12 @@ def account(ids: Chunk | PrefixRange, batches: Iterable[pa.RecordBatch], expecte
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    columns = ledger_schema()
-    parts = (batch.select(["condition_id", "status"]) for batch in batches)
-    table = pa.Table.from_batches(parts, pa.schema([columns.field("condition_id"), columns.field("status")]))
-    stored = table["condition_id"]
+    in_order, rest, counts = _split(ids, batches)
+    if not rest and isinstance(ids, Chunk) and in_order == ids.count:
+        return Accounting(ids.count, ids.count, missing=0, extra=0, duplicated=0, counts=counts)
+    stored = pa.concat_arrays([pa.array([], pa.string()), *(batch.column("condition_id") for batch in rest)])
+    if isinstance(ids, Chunk):
+        stored = pa.concat_arrays([id_array(ids).slice(0, in_order), stored])
     tally = stored.value_counts()
     there, times = tally.field(0), tally.field(1)
     twice = there.filter(pc.greater(times, 1))
@@ -70,11 +73,30 @@ def account(ids: Chunk | PrefixRange, batches: Iterable[pa.RecordBatch], expecte
         missing=lost,
         extra=len(extra),
         duplicated=len(stored) - len(there),
-        counts=counts_of(table),
+        counts=counts,
         missing_sample=_shown(missing),
         extra_sample=_shown(extra),
         duplicated_sample=_shown(twice),
     )
+
+
+def _split(
+    ids: Chunk | PrefixRange, batches: Iterable[pa.RecordBatch]
+) -> tuple[int, list[pa.RecordBatch], dict[str, int]]:
+    """How many of the first ids of a chunk the rows have in its order, the batches behind them, and the rows by status.
+
+    A ledger has its ids in order, so nothing of it is held in memory unless something is wrong.
+    """
+    in_order, rest = 0, list["pa.RecordBatch"]()
+    counts: Counter[str] = Counter(dict.fromkeys(STATUSES, 0))
+    for batch in batches:
+        counts.update(counts_of(batch))
+        of_chunk = ids.ids(in_order, in_order + batch.num_rows) if isinstance(ids, Chunk) and not rest else None
+        if batch.column("condition_id").to_pylist() == of_chunk:
+            in_order += batch.num_rows
+        else:
+            rest.append(batch.select(["condition_id"]))
+    return in_order, rest, counts
 
 
 def _shown(ids: Any) -> list[str]:

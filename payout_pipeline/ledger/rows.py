@@ -43,10 +43,10 @@ def ledger_schema() -> pa.Schema:
     )
 
 
-def counts_of(table: pa.Table) -> dict[str, int]:
+def counts_of(table: pa.Table | pa.RecordBatch) -> dict[str, int]:
     """Rows by status, each status there."""
     counts: dict[str, int] = dict.fromkeys(STATUSES, 0)
-    for row in table["status"].combine_chunks().value_counts().to_pylist():
+    for row in table.column("status").value_counts().to_pylist():
         counts[row["values"]] = counts.get(row["values"], 0) + row["counts"]
     return counts
 

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from payout_pipeline.settings import Settings
     from payout_pipeline.warehouse.client import Session
 
-#: Ids that travel to the database in one statement.
-_IDS_AT_ONCE = 1 << 17
+#: Ids that travel to the database in one statement, for each of which it evaluates the view once: 35 MB.
+_IDS_AT_ONCE = 1 << 19
 _LOAD_AGAIN = "materialize resolutions_external_ingest again for all partitions"
 
 
