@@ -2,7 +2,7 @@
 
 One sensor that looks at the state, and not Dagster's run-failure sensor: that one sees a run once, so what fails while it is
 stopped or while the webhook is down is lost to it, it has no part for "well again", and it knows neither the checks of each
-partition nor which failures have one cause. What was over before anybody looked is not told of.
+partition nor which failures have one cause. Trouble that ended between two ticks is not reported.
 """
 
 # Dagster reads the annotations at run time, so they are not postponed here.

@@ -26,12 +26,12 @@ STATE_FILE = "alerts.json"
 NOT_TWICE_WITHIN = timedelta(hours=1)
 TIMEOUT_SECONDS = 10.0
 _LONGEST_MESSAGE = 1_500
-# What is markup to Slack: an answer with <!channel> in it must not call everybody.
+# What is markup to Slack: an answer with <!channel> in it must not notify a channel.
 _PLAIN = str.maketrans("<>", "‹›")
 
 
 class Sign(BaseModel):
-    """That an item is in trouble: ``topic`` is what nobody is told of twice within an hour, ``event`` is another one when
+    """That an item is in trouble: ``topic`` is what is reported once an hour at most, ``event`` is another one when
     the item has failed anew."""
 
     topic: str
@@ -119,7 +119,7 @@ def settle(
     Args:
         settings: of the pipeline; ``alert_webhook`` is set.
         troubles: all that there are now.
-        is_over: whether an item is well again, or gone; False where nobody knows.
+        is_over: whether an item is well again, or gone; False where that is not known.
         now: the time.
         timeout_seconds: of one message, from connecting to the answer.
 

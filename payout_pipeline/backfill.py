@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import json
 import logging
 import time
 from collections.abc import Sequence
@@ -16,16 +15,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from pydantic import BaseModel, ConfigDict, Field
+
 from payout_pipeline.dagster_home import REPOSITORY_TAGS, ensure_dagster_home
 from payout_pipeline.errors import PayoutPipelineError
 from payout_pipeline.settings import Settings
 from payout_pipeline.signals import StopRequest, stop_on_signals
+from payout_pipeline.storage import BACKFILL_RECORD, Store, open_store
 from payout_pipeline.worker_pool import INTERRUPTED, Outcome, start, wait
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from payout_pipeline.storage import Store
 
 #: What a run imports on its way: loaded once in the parent, shared by the forked children. Not chdb, whose library starts
 #: threads when it is loaded: a fork must not happen beside them.
@@ -36,6 +36,17 @@ _SHARED_MODULES = (
     "payout_pipeline.definitions",
     "payout_pipeline.fetch",
 )
+
+
+class BackfillRecord(BaseModel):
+    """A backfill whose view is not built yet. ``option``: the ``--refetch`` that it was begun by, or empty."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+    id: str = Field(default_factory=lambda: uuid4().hex)
+    fingerprint: str
+    refetch: str
+    option: str
+    begun: str = Field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
 
 def run_backfill(
@@ -51,7 +62,6 @@ def run_backfill(
     from payout_pipeline.ids.chunks import partition_key, read_worklist
     from payout_pipeline.ingest import prepare_target, remember_prepared
     from payout_pipeline.progress import Progress
-    from payout_pipeline.storage import open_store
 
     started = time.monotonic()
     ensure_dagster_home()
@@ -82,11 +92,11 @@ def run_backfill(
             listing = start(logs, "condition_ids", _run, job=IDS_JOB)
             if code := _ended(wait([listing], stop), stop, console):
                 return code
-        record = _take_up_or_begin(settings, refetch, console)
-        config: dict[str, Any] = {"goldsky_payouts": {"config": {"refetch": record["refetch"]}}}
+        record = _continue_or_begin(settings, store, refetch, console)
+        config: dict[str, Any] = {"goldsky_payouts": {"config": {"refetch": record.refetch}}}
         if allow_removals:
             config["resolutions_external_ingest"] = {"config": {"allow_removals": True}}
-        arguments = {"job": WORKER_JOB, "ops": config, "tags": {BACKFILL_TAG: record["id"]}}
+        arguments = {"job": WORKER_JOB, "ops": config, "tags": {BACKFILL_TAG: record.id}}
         keys = [partition_key(worker, settings.workers) for worker in chosen]
         children = [start(logs, key, _run, partition_key=key, **arguments) for key in keys]
         with Progress(settings, chosen, console) as progress:
@@ -136,7 +146,6 @@ def _wants_a_list(
     """
     from payout_pipeline.errors import InputError
     from payout_pipeline.ids.today import todays_list
-    from payout_pipeline.storage import BACKFILL_RECORD
 
     if not settings.condition_ids_query:
         return False
@@ -145,27 +154,22 @@ def _wants_a_list(
     except InputError:
         return True
     record = _interrupted(store, console)
-    if record is not None and refetch not in (None, record["option"]):
+    if record is not None and refetch not in (None, record.option):
         store.delete(BACKFILL_RECORD)
         record = None
     return not workers and record is None
 
 
-def _interrupted(store: Store, console: Console) -> dict[str, str] | None:
+def _interrupted(store: Store, console: Console) -> BackfillRecord | None:
     """The record of the backfill whose view was not built; None without one, or where it is damaged (it is set aside)."""
-    from payout_pipeline.storage import BACKFILL_RECORD
-
     try:
-        record: dict[str, str] = json.loads(store.read(BACKFILL_RECORD))
-        if all(isinstance(record[name], str) for name in ("id", "fingerprint", "refetch", "option", "begun")):
-            return record
+        return BackfillRecord.model_validate_json(store.read(BACKFILL_RECORD))
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError):
-        pass
-    aside = store.describe(store.set_aside(BACKFILL_RECORD))
-    console.print(f"{aside} was damaged and is kept aside; a new backfill begins.")
-    return None
+    except ValueError:
+        aside = store.describe(store.set_aside(BACKFILL_RECORD))
+        console.print(f"{aside} was damaged and is kept aside; a new backfill begins.")
+        return None
 
 
 def _import_and_initialise() -> None:
@@ -178,31 +182,23 @@ def _import_and_initialise() -> None:
         pass
 
 
-def _take_up_or_begin(settings: Settings, refetch: str | None, console: Console) -> dict[str, str]:
-    """The backfill whose view was not built, if its input is today's; otherwise a new one.
+def _continue_or_begin(settings: Settings, store: Store, refetch: str | None, console: Console) -> BackfillRecord:
+    """The unfinished backfill, if its input is today's; otherwise a new one.
 
     Workers that finished in it are not asked again: their ledgers carry its id. ``refetch`` given on the command line begins a
-    new one, unless the one to be continued was begun by the same option.
+    new one, unless the unfinished one was begun by the same option.
     """
     from payout_pipeline.ids.chunks import read_worklist
-    from payout_pipeline.storage import BACKFILL_RECORD, open_store
 
-    store = open_store(settings.runtime_dir)
     todays = f"{read_worklist(settings).fingerprint} {settings.goldsky_mode} {settings.goldsky_endpoint}"
-    begun = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    new = {
-        "id": uuid4().hex,
-        "fingerprint": hashlib.sha256(todays.encode()).hexdigest(),
-        "refetch": refetch or "all",
-        "option": refetch or "",
-        "begun": begun,
-    }
+    fingerprint = hashlib.sha256(todays.encode()).hexdigest()
     record = _interrupted(store, console)
-    if record is not None and record["fingerprint"] == new["fingerprint"] and refetch in (None, record["option"]):
-        console.print(f"Continuing the backfill begun at {record['begun']} whose view was not built.")
+    if record is not None and record.fingerprint == fingerprint and refetch in (None, record.option):
+        console.print(f"Continuing the backfill begun at {record.begun} whose view was not built.")
         return record
-    store.write(BACKFILL_RECORD, json.dumps(new).encode())
-    return new
+    record = BackfillRecord(fingerprint=fingerprint, refetch=refetch or "all", option=refetch or "")
+    store.write(BACKFILL_RECORD, record.model_dump_json().encode())
+    return record
 
 
 def _run(

@@ -113,7 +113,7 @@ def _default_text(field: str) -> str:
 
 @contextmanager
 def _subgraph(conditions: Path, rate_limit: str, latency: float) -> Iterator[str]:
-    """The local subgraph in a process of its own, from its first word to its end."""
+    """The local subgraph in a process of its own, from its first line of output until it is terminated."""
     command = [sys.executable, "-m", "payout_pipeline.cli", "subgraph", "--conditions", str(conditions), "--port", "0"]
     command += ["--latency", str(latency)]
     if rate_limit not in _NO_LIMIT:
@@ -161,7 +161,7 @@ def _prepare_pnl(settings: Settings, conditions: Path) -> None:
 
 
 def _requests_seen(endpoint: str, console: Any) -> None:
-    """What the subgraph itself counted, as the last word on the rate limit."""
+    """Print what the subgraph itself counted."""
     parts = urlsplit(endpoint)
     control = urlunsplit((parts.scheme, parts.netloc, "/_control/log", "", ""))
     with urlopen(control, timeout=30) as response:  # noqa: S310 - the address is our own, on loopback

@@ -22,7 +22,7 @@ def head_and_repair(message: str) -> tuple[str, str]:
 
 
 class PermanentError(PayoutPipelineError):
-    """Repeating the same thing cannot help; somebody has to change something first."""
+    """Permanent: a retry cannot help before something is changed."""
 
 
 class TransientError(PayoutPipelineError):
@@ -60,7 +60,7 @@ class WarehouseSchemaError(ConfigurationError):
 
 
 class WarehousePermanentError(PermanentError):
-    """ClickHouse refused for good: no grant, wrong password, bad statement. Names code and table."""
+    """ClickHouse refused permanently: no grant, wrong password, bad statement. Names code and table."""
 
 
 class WarehouseUnavailableError(TransientError):
@@ -84,7 +84,7 @@ class StorageError(TransientError):
 
 
 class LockHeldError(TransientError):
-    """Somebody else holds the lock; the message names the holder."""
+    """The lock is held by another process, which the message names."""
 
     retry_above = True
 

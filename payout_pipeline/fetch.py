@@ -86,8 +86,8 @@ def fetch_worker(
 
     An interrupted run is continued: finished batches are not asked again, failed ids are. ``refetch='unresolved'`` keeps
     the resolved rows of the last finished ledger and asks for the others. A finished ledger is taken as it is where it
-    was made for the same ``backfill_id``, or where ``reuse_finished(run id)`` says that the run which made it never
-    got to its end. ``on_killed_run`` is told the id of an earlier run that was killed while it had the worker's lock.
+    was made for the same ``backfill_id``, or where ``reuse_finished(run id)`` says that the run which made it did
+    not finish. ``on_killed_run`` is told the id of an earlier run that was killed while it had the worker's lock.
 
     Raises InputError, ConfigurationError, WarehouseSchemaError before the first request; GoldskyPermanentError;
     SnapshotLostError; ErrorRateError after having saved what was answered; InterruptedRunError; LockHeldError;

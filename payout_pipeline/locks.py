@@ -1,4 +1,4 @@
-"""One holder per name: two runs of one worker take turns.
+"""One holder per name, so that two runs of one worker never work at once.
 
 On one machine a lock is an operating-system lock on a file, which the kernel frees when its holder ends. A small JSON file
 beside it names the holder, for messages only. Where ``PAYOUT_LIMITER_URL`` is set, locks hold across
@@ -80,7 +80,7 @@ class Locks(ABC):
         """Hold ``name`` for the duration of the block.
 
         Args:
-            name: what is to be done by one holder at a time.
+            name: of the work that one holder may do at a time.
             purpose: what the holder does, for the messages of those who wait.
             run_id: the orchestrator's run, for the same messages.
             wait_seconds: how long to wait for another holder; 0 refuses at once.

@@ -38,7 +38,7 @@ class SharedLocks(Locks):
     Args:
         store: Redis or PostgreSQL.
         runtime_dir: the location. A local path counts as its absolute one, the same on every machine, so that machines
-            with a directory each still take turns at a worker.
+            with a directory each still exclude each other from a worker.
         lifetime: of a lease that is not renewed, in seconds.
         on_lost: called from another thread when a lock is lost while it is held; by default it sends SIGTERM to this
             process.

@@ -1,4 +1,4 @@
-"""What the rooms log, heard by whoever runs them: a Dagster run's own log, or a console. Scrubbed on the way."""
+"""Forwards the package's log records to a Dagster run's log or a console, redacted."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def plan_reset(settings: Settings, worker: int | None = None) -> ResetPlan:
             f"--worker names worker {worker}, but PAYOUT_WORKERS is {settings.workers}: use 1 to {settings.workers}."
         )
     store = open_store(settings.runtime_dir)
-    # A backfill that did not get to its end is not continued after a clean restart.
+    # An unfinished backfill is not continued after a clean restart.
     keys: list[str] = [BACKFILL_RECORD] if worker is None and store.exists(BACKFILL_RECORD) else []
     for name in store.names():
         aside = _ASIDE.fullmatch(name)

@@ -44,7 +44,7 @@ class Child:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a child ended; ``exit_code`` is INTERRUPTED where it did not get to its end because it was asked to stop."""
+    """How a child ended; ``exit_code`` is INTERRUPTED where it was stopped before it was done."""
 
     name: str
     exit_code: int

@@ -167,7 +167,7 @@ def _head(number: int, timestamp: int | None, indexing_errors: bool, now: dateti
             "goldsky",
             "warning",
             f"head at block {number:,}; the subgraph reports indexing errors, so vectors may be missing or wrong",
-            "Ask whoever deploys the subgraph, or set GOLDSKY_ENDPOINT to a healthy version.",
+            "Ask the subgraph's developer, or set GOLDSKY_ENDPOINT to a healthy version.",
         )
     if timestamp is None:
         return Finding("goldsky", "ok", f"head at block {number:,}; the subgraph does not say how old it is")

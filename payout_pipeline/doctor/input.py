@@ -27,7 +27,7 @@ class InputSeen:
 
 
 def look_at_input(settings: Settings) -> InputSeen:
-    """Today's input, and what is to be said of it. A query is run, and what it gives is not kept."""
+    """Today's input and its findings. A query is run, and its result is not kept."""
     if settings.goldsky_mode == "scan":
         text = "GOLDSKY_MODE=scan: every resolved condition of the subgraph"
         return InputSeen(None, read_worklist(settings), [Finding("input", "ok", text)])

@@ -137,7 +137,7 @@ class GoldskyTransport(AIOHTTPTransport):
                 async for piece in _unpacked(response):
                     body += piece
                     if len(body) > limit and whole:
-                        message = f"the answer is larger than {limit:,} bytes and was not read to its end"
+                        message = f"the answer is larger than {limit:,} bytes and was not read whole"
                         raise AnswerFault(Fault(FaultKind.SPLIT, message))
                     if len(body) > limit:
                         response.close()

@@ -88,7 +88,7 @@ def _summary(store: Store, taken: TakenList, found: IdList, added: int, gone: in
 
 
 def _in_progress(settings: Settings, store: Store, going_on: Sequence[str]) -> str:
-    """Who reads the present list: runs, holders of a worker's lock, a backfill whose view is not built; empty for nobody."""
+    """Who reads the present list (runs, holders of a worker's lock, an unfinished backfill); empty where none does."""
     if going_on:
         return f"in progress: {', '.join(going_on)}"
     if (locks := locks_for(settings)) is not None:

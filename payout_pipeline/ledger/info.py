@@ -37,7 +37,7 @@ class SnapshotInfo(BaseModel):
     """Of everything that decides what a batch asks: ids, endpoint, batch size, schema, mode, version."""
     ids_sha256: Text
     endpoint_sha256: Text
-    """Stands for the endpoint on disk, since its URL may carry a key."""
+    """Represents the endpoint on disk, since its URL may carry a key."""
     schema_kind: Text
     mode: Mode
     batch_size: Count

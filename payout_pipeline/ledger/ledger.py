@@ -155,7 +155,7 @@ class Ledger:
     # -- writing
 
     def is_whole(self, ids: Chunk | PrefixRange) -> bool:
-        """Whether the finished snapshot can be read to its end and has each id once; it is set aside if not."""
+        """Whether the finished snapshot can be read whole and has each id once; it is set aside if not."""
         try:
             if not self.verify(ids, all_columns=True).closes:
                 raise LedgerError(f"{self.place} does not hold each id of the input once")

@@ -21,7 +21,7 @@ def start_run(ledger: Ledger, plan: SnapshotInfo, ids: Chunk | PrefixRange) -> R
 
     Args:
         ledger: the partition's ledger, of which the caller is the only writer.
-        plan: what is to be asked (`SnapshotInfo.planned`); a run that is continued keeps its own block.
+        plan: what to ask (`SnapshotInfo.planned`); a run that is continued keeps its own block.
         ids: the ids of the plan.
 
     Raises StorageError where the place cannot be written.

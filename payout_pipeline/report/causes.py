@@ -72,7 +72,7 @@ class Cause:
 
     @property
     def sentences(self) -> tuple[str, ...]:
-        """What is to be said: the cause, or what each check has found, each once."""
+        """The sentences to print: the cause, or what each check found, each once."""
         own = [self.text] if self.text else [_found(status, self.statuses) for status in self.statuses]
         return tuple(dict.fromkeys([*own, *self.further]))
 

@@ -24,7 +24,7 @@ _OPTIONS = "-c lock_timeout=2s -c statement_timeout=2s -c idle_in_transaction_se
 
 
 class PostgresStore(SharedStore):
-    """See :class:`SharedStore`. Edits of one key take turns by an advisory lock of their transaction."""
+    """See :class:`SharedStore`. Edits of one key are serialised by an advisory lock of their transaction."""
 
     def __init__(self, url: str) -> None:
         self.where = scrub(url)

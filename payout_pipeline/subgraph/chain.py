@@ -16,7 +16,7 @@ class Chain:
     """Blocks 0 to the head.
 
     ``head_number`` is the newest block at ``started_at`` (monotonic seconds). With ``advancing`` a new block arrives
-    every two seconds; otherwise the head stands still. ``genesis`` is the Unix time of block 0.
+    every two seconds; otherwise the head does not move. ``genesis`` is the Unix time of block 0.
     """
 
     head_number: int

@@ -202,7 +202,7 @@ class Session:
         sql = "SELECT count() AS running FROM system.processes WHERE query_id = {id:String}"
         try:
             return bool(self.scalar(sql, {"id": self._insert_id}, doing=doing))
-        except ClickHouseRefusedError as error:  # not everybody may see what is running
+        except ClickHouseRefusedError as error:  # a user without the grant may not see what is running
             logger.debug("running statements cannot be seen: %s", error)
             return False
 

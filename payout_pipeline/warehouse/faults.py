@@ -1,4 +1,4 @@
-"""What an error of ClickHouse, of its transport or of the embedded engine means for whoever asked.
+"""What an error of ClickHouse, of its transport or of the embedded engine means for the caller.
 
 One place decides which failures may be repeated; everything else in the warehouse only asks it.
 """

@@ -45,7 +45,7 @@ class QualifiedName:
 
     @property
     def sql(self) -> str:
-        """Quoted, as it stands in a statement."""
+        """Quoted, for use in a statement."""
         return f"{quote_identifier(self.database)}.{quote_identifier(self.name)}"
 
     def __str__(self) -> str:

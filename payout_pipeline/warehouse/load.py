@@ -173,7 +173,7 @@ def _write(
             continue
         deadline = time.monotonic() + (_REPLICA_LAG_SECONDS if target.table.replicated else 0.0)
         while (write := look_again()).num_rows:
-            # The server confirmed the insert, and the rows are not there: a lagging replica, or somebody else's work.
+            # The server confirmed the insert, and the rows are not there: a lagging replica, or another writer.
             if time.monotonic() > deadline:
                 ids = [batch.column("condition_id")[p].as_py() for p in write.column("position").to_pylist()[:5]]
                 raise IncompleteError(

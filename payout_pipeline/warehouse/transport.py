@@ -72,7 +72,7 @@ def clickhouse_type(arrow_type: pa.DataType) -> str:
 
 
 def with_patience(run: Callable[[], T], wait_seconds: float, doing: str, address: str = "") -> T:
-    """Call ``run`` until it succeeds, fails for good, or ``wait_seconds`` are over; the pauses grow, with jitter.
+    """Call ``run`` until it succeeds, fails permanently, or ``wait_seconds`` are over; the pauses grow, with jitter.
 
     A pause ends where the budget does: the last attempt begins then, and not up to a whole pause later.
     An exception that does not come from the database passes through as it is.

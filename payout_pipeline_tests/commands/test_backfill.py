@@ -8,9 +8,10 @@ import time
 import pytest
 from rich.console import Console
 
-from payout_pipeline.backfill import _take_up_or_begin
+from payout_pipeline.backfill import _continue_or_begin
 from payout_pipeline.errors import PayoutPipelineError
 from payout_pipeline.signals import StopRequest
+from payout_pipeline.storage import open_store
 from payout_pipeline.worker_pool import INTERRUPTED, Outcome, start, wait
 from payout_pipeline_tests.chaos.fixtures import case, nursery  # noqa: F401
 from payout_pipeline_tests.chaos.world import ask_front, world
@@ -57,17 +58,17 @@ def test_f4_a_database_that_is_not_there_ends_the_backfill_with_the_name_of_the_
     ],
 )
 def test_an_interrupted_backfill_is_continued_unless_another_refetch_is_asked_for(case, first, then, continued):  # noqa: F811
-    begun = _take_up_or_begin(case.settings, first, Console(quiet=True))
-    again = _take_up_or_begin(case.settings, then, Console(quiet=True))
-    assert (again["id"] == begun["id"]) is continued
-    assert again["refetch"] == (then or first or "all")
+    begun = _continue_or_begin(case.settings, open_store(case.runtime), first, Console(quiet=True))
+    again = _continue_or_begin(case.settings, open_store(case.runtime), then, Console(quiet=True))
+    assert (again.id == begun.id) is continued
+    assert again.refetch == (then or first or "all")
 
 
 def test_a_backfill_is_over_when_the_view_is_built_by_whoever_builds_it(case):  # noqa: F811
-    begun = _take_up_or_begin(case.settings, None, Console(quiet=True))
+    begun = _continue_or_begin(case.settings, open_store(case.runtime), None, Console(quiet=True))
     case.backfill()
     assert not (case.runtime / "backfill.json").exists()
-    assert _take_up_or_begin(case.settings, None, Console(quiet=True))["id"] != begun["id"]
+    assert _continue_or_begin(case.settings, open_store(case.runtime), None, Console(quiet=True)).id != begun.id
 
 
 def test_what_a_child_says_after_it_was_asked_to_stop_counts_as_interrupted(tmp_path):
