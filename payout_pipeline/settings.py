@@ -273,43 +273,20 @@ class Settings(BaseModel):
         return math.ceil(bar * ids) if bar < 1 else int(bar)
 
 
-# Field → variable. A field without an entry has its own upper-case name.
-_PAYOUT_FIELDS = [
-    "workers",
-    "runtime_dir",
-    "checkpoint_interval",
-    "max_error_rate",
-    "min_unique_conditions",
-    "target_table",
-    "truth_view",
-    "market_resolutions_table",
-    "pnl_view",
-    "limiter_url",
-    "alert_webhook",
-    "clickhouse_cluster",
-]
-VARIABLES: dict[str, str] = {
-    field: f"PAYOUT_{field}".upper() if field in _PAYOUT_FIELDS else field.upper() for field in Settings.model_fields
-}
-# Names that mean something when they are set to nothing; everywhere else an empty value is a mistake.
+def _variable(field: str) -> str:
+    of_its_own = (
+        field.startswith(("condition_ids_", "goldsky_", "clickhouse_", "debug")) and field != "clickhouse_cluster"
+    )
+    return field.upper() if of_its_own else f"PAYOUT_{field}".upper()
+
+
+# Field → variable.
+VARIABLES: dict[str, str] = {field: _variable(field) for field in Settings.model_fields}
+# Names that mean something when they are set to nothing.
 _MAY_BE_EMPTY = {"PAYOUT_PNL_VIEW"}
-# Left empty these are as good as unset: `.env` templates and container platforms write them so.
+# Left empty these are as good as unset: `.env` templates and container platforms write them so. Elsewhere it is a mistake.
 _EMPTY_IS_UNSET = {
-    VARIABLES[field]
-    for field in [
-        "goldsky_api_token",
-        "clickhouse_host",
-        "clickhouse_port",
-        "clickhouse_user",
-        "clickhouse_password",
-        "clickhouse_database",
-        "clickhouse_secure",
-        "limiter_url",
-        "alert_webhook",
-        "clickhouse_cluster",
-        "debug",
-        "condition_ids_query",
-    ]
+    VARIABLES[name] for name, field in Settings.model_fields.items() if field.default is None or field.default is False
 }
 _OWN_PREFIXES = ("PAYOUT_", "GOLDSKY_")
 
