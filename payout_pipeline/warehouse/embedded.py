@@ -1,15 +1,12 @@
 """The embedded engine (chDB): one process at a time may have its directory open, so processes take turns.
 
-A turn is an exclusive lock on ``clickhouse.lock`` beside the data and lasts as long as a session; the kernel frees it when the
-process is killed. The file says who has the turn, for messages only. Inside a process all sessions share one engine; a session
-on another directory waits until the engine is unused.
+The lock ``clickhouse.lock`` beside the data is held as long as a session; the kernel frees it when the process is killed. Inside
+a process all sessions share one engine; a session on another directory waits until the engine is unused.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
 import logging
 import os
 import random
@@ -17,25 +14,30 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from payout_pipeline.errors import ConfigurationError, StorageError, WarehousePermanentError, WarehouseUnavailableError
+from payout_pipeline.errors import (
+    ConfigurationError,
+    LockHeldError,
+    StorageError,
+    WarehousePermanentError,
+    WarehouseUnavailableError,
+)
+from payout_pipeline.locks import FileLocks
 from payout_pipeline.scrub import excerpt
 
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.02
 _GRACE_SECONDS = 3.0  # a process that was just killed may still be giving its files back
-_LONG_WAIT_SECONDS = 2.0
 
 
 @dataclass
 class _Engine:
     path: Path
     client: Any
-    lock: int
+    lock: contextlib.ExitStack
     users: int = 0
 
 
@@ -79,7 +81,7 @@ def turn(path: Path, purpose: str, wait_seconds: float, opener: Callable[[str], 
                 try:
                     engine.client.close()
                 finally:
-                    os.close(engine.lock)
+                    engine.lock.close()
             _state.notify_all()
 
 
@@ -92,7 +94,7 @@ def _open(path: Path, purpose: str, deadline: float, opener: Callable[[str], Any
             "the embedded ClickHouse is not installed (chdb), and CLICKHOUSE_HOST is not set.\n"
             "To repair it: pip install 'payout-pipeline[embedded]', or set CLICKHOUSE_HOST."
         ) from error
-    lock = _take_turn(path, purpose, deadline)
+    lock = _take_lock(path, purpose, deadline)
     grace = min(deadline, time.monotonic() + _GRACE_SECONDS)
     try:
         while True:
@@ -109,66 +111,39 @@ def _open(path: Path, purpose: str, deadline: float, opener: Callable[[str], Any
                     "To repair it: end that program, or check the directory and its free space, and run again."
                 ) from error
     except BaseException:
-        os.close(lock)
+        lock.close()
         raise
     _opened_by = os.getpid()
     return _Engine(path, client, lock)
 
 
-def _take_turn(path: Path, purpose: str, deadline: float) -> int:
-    """Wait for the lock until ``deadline`` (monotonic) and return its descriptor."""
-    started = time.monotonic()
-    lock = _lock_path(path)
+def _take_lock(path: Path, purpose: str, deadline: float) -> contextlib.ExitStack:
+    """Wait for the lock until ``deadline`` (monotonic); closing the result releases it."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
         raise StorageError(
             f"the directory of the embedded database cannot be used: {path}: {error.strerror}.\n"
             "To repair it: make the runtime directory writable, or set PAYOUT_RUNTIME_DIR to one that is."
         ) from error
-    told = False
+    started = time.monotonic()
+    if started - _closed_at < 2 * _POLL_SECONDS:
+        time.sleep(2 * _POLL_SECONDS)  # a process that waited for this one goes first
+    locks = FileLocks(path.parent)
+    locks.poll_seconds = _POLL_SECONDS * random.uniform(0.5, 1.5)
+    held = contextlib.ExitStack()
     try:
-        if started - _closed_at < 2 * _POLL_SECONDS:
-            time.sleep(2 * _POLL_SECONDS)  # who waited for this process goes first
-        while not _try_lock(descriptor):
-            now = time.monotonic()
-            if now >= deadline:
-                raise WarehouseUnavailableError(
-                    f"the embedded database {path} is in use by {holder_of(path)}; waited {now - started:.1f} s for a "
-                    f"turn ({purpose}).\nTo repair it: let that process finish or stop it, then run the same step "
-                    "again; CLICKHOUSE_WAIT_SECONDS sets how long to wait."
-                )
-            if not told and now - started > _LONG_WAIT_SECONDS:
-                told = True
-                logger.info("Waiting for a turn at the embedded database, in use by %s", holder_of(path))
-            time.sleep(_POLL_SECONDS * random.uniform(0.5, 1.5))
-    except BaseException:
-        os.close(descriptor)
-        raise
-    since = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    with contextlib.suppress(OSError):  # the name is for messages; the lock is what counts
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, json.dumps({"pid": os.getpid(), "purpose": purpose, "since": since}).encode())
-    return descriptor
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _lock_path(path: Path) -> Path:
-    return path.with_name(path.name + ".lock")
+        waits = max(0.0, deadline - time.monotonic())
+        held.enter_context(locks.hold(path.name, purpose=purpose, wait_seconds=waits, log=logger.info))
+    except LockHeldError:
+        raise WarehouseUnavailableError(
+            f"the embedded database {path} is in use by {holder_of(path)}; waited {time.monotonic() - started:.1f} s for a "
+            f"turn ({purpose}).\nTo repair it: let that process finish or stop it, then run the same step "
+            "again; CLICKHOUSE_WAIT_SECONDS sets how long to wait."
+        ) from None
+    return held
 
 
 def holder_of(path: Path) -> str:
-    """Who has the turn at ``path``, as a phrase for messages; never raises."""
-    try:
-        known = json.loads(_lock_path(path).read_text())
-        return excerpt(f"process {int(known['pid'])} ({known['purpose']}, since {known['since']})", 300)
-    except (OSError, ValueError, KeyError, TypeError):
-        return "another process (it left no name)"
+    """The process that has the directory open, as a phrase for messages."""
+    return str(FileLocks(path.parent).holder(path.name) or "another process")
