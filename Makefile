@@ -57,7 +57,7 @@ test: $(STAMP)
 
 # What takes longer, after the short suite: processes, kills, faults, property tests with more examples.
 test-all: test
-	$(BIN)/python -m pytest -m "slow and not ui and not graph_node and not cluster" -n 4 --dist loadfile
+	$(BIN)/python -m pytest -m "slow and not ui and not graph_node and not cluster" -n 4 --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
