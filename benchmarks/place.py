@@ -105,6 +105,8 @@ class Place:
         self.data = generate(ids, 1, directory / "data")
         self._truth: Counter[str] | None = None
         self._runs = 0
+        self.finished: Path | None = None
+        """Where a finished backfill is, for what comes after one."""
 
     @contextlib.contextmanager
     def subgraph(self, *, limited: bool) -> Iterator[Subgraph]:
