@@ -128,7 +128,7 @@ def test_the_checks_page_shows_every_check_of_the_view_as_succeeded(seen: dict[s
     lines = page.splitlines()
     for name in names:
         assert "Succeeded" in lines[lines.index(name) : lines.index(name) + 3], name
-    assert f"{seen['resolved']:,} of {IDS:,} conditions have a payout vector" in page
+    assert f"{seen['resolved']:,} of {IDS:,} conditions of the input have a payout vector" in page
     fetched = str(seen["fetch_checks"])
     assert all(info.name in fetched for info in checks_of(FETCHED, settings))
 

@@ -38,9 +38,8 @@ def drive(url: str, profile: Path, screenshots: Path, minutes: float) -> dict[st
         )
         page = context.new_page()
         page.set_default_timeout(CLICK_MS)
-        open_page(page, f"{url}/asset-groups", "warehouse")
-        put_greeting_aside(page)
-        expand_groups(page)
+        open_page(page, f"{url}/asset-groups", "goldsky_payouts")
+        page.wait_for_timeout(3_000)
         seen["lineage"] = page.inner_text("body")
         page.get_by_role("button", name="Materialize all").first.click()
         dialog = page.get_by_role("dialog")
@@ -54,7 +53,7 @@ def drive(url: str, profile: Path, screenshots: Path, minutes: float) -> dict[st
         page.wait_for_url("**/runs/b/**")
         seen["backfill"] = page.url.rsplit("/", 1)[-1].partition("?")[0]
         seen["states"], seen["progress"] = follow(page, screenshots / "ui-backfill.png", minutes)
-        text(page, "Hide navigation").click()  # more room for the graph, whose groups are still open
+        text(page, "Hide navigation").click()  # more room for the graph
         open_page(page, f"{url}/asset-groups", "goldsky_payouts")
         page.wait_for_timeout(5_000)
         seen["lineage_after"] = page.inner_text("body")
@@ -81,25 +80,9 @@ def open_page(page: Page, url: str, words: str) -> None:
     text(page, words).wait_for()
 
 
-def put_greeting_aside(page: Page) -> None:
-    """A new browser is greeted once, by a dialog over everything."""
-    skip = page.get_by_role("button", name="Skip")
-    skip.click()
-    skip.wait_for(state="detached")
-
-
 def text(page: Page, words: str) -> Locator:
     """The first element with these words that can be seen; the UI keeps hidden copies for measuring."""
     return page.get_by_text(words).locator("visible=true").first
-
-
-def expand_groups(page: Page) -> None:
-    """Show the assets instead of their groups, by the menu of the canvas."""
-    page.wait_for_timeout(2_000)
-    page.mouse.click(SIZE["width"] * 0.6, SIZE["height"] * 0.25, button="right")
-    text(page, "Expand all groups").click()
-    text(page, "goldsky_payouts").wait_for()
-    page.wait_for_timeout(3_000)
 
 
 def follow(page: Page, screenshot: Path, minutes: float) -> tuple[list[str], list[int]]:
