@@ -44,7 +44,8 @@ def cluster_environment(postgres: str, broker: str, given: Mapping[str, str]) ->
         "CELERY_RESULT_BACKEND": broker,
         **given,
     }
-    blank = [name for name, value in values.items() if not value and name != "PAYOUT_PNL_VIEW"]
+    may_be_empty = ("PAYOUT_PNL_VIEW", "PAYOUT_ALERT_WEBHOOK")
+    blank = [name for name, value in values.items() if not value and name not in may_be_empty]
     assert not blank, f"nothing given for {blank}"
     return values
 
