@@ -20,12 +20,11 @@ _EVERY = 0.25  # the kernel keeps the peaks; looking more often takes a tenth of
 
 @dataclass
 class Measured:
-    """What a command took. ``largest``: the process of ``peak_rss`` bytes, as its command line."""
+    """What a command took. ``peak_rss``: bytes of the largest process of its tree."""
 
     wall: float
     exit_code: int
     peak_rss: int
-    largest: str
 
 
 class Running:
@@ -33,7 +32,6 @@ class Running:
 
     def __init__(self, command: Sequence[str], env: Mapping[str, str], cwd: Path, log: Path) -> None:
         self.peak_rss = 0
-        self.largest = ""
         with log.open("wb") as output:
             self._clock = time.perf_counter()
             self.process = subprocess.Popen(
@@ -47,10 +45,7 @@ class Running:
         while not self._ended.wait(_EVERY):
             for pid in list(descendants(self.process.pid)):
                 with contextlib.suppress(OSError, ValueError, IndexError):
-                    rss = _peak(pid)
-                    if rss > self.peak_rss:
-                        self.peak_rss = rss
-                        self.largest = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()[:120]
+                    self.peak_rss = max(self.peak_rss, _peak(pid))
 
     def finish(self, timeout: float) -> Measured:
         """Wait for the end; a command that takes longer than ``timeout`` seconds is killed with its group."""
@@ -62,7 +57,7 @@ class Running:
         wall = time.perf_counter() - self._clock
         self._ended.set()
         self._watcher.join()
-        return Measured(wall, code, self.peak_rss, self.largest)
+        return Measured(wall, code, self.peak_rss)
 
     def kill(self) -> None:
         """``kill -9`` of the command and all that it started."""

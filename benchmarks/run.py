@@ -178,7 +178,7 @@ def many(place: Place, server: Subgraph) -> list[Figure]:
     return [
         _whole("2 million ids", [run]),
         *_requests("2 million ids", run, None, 60),
-        Figure("2 million ids: largest process", run.measured.peak_rss / _MIB, "MiB", note=run.measured.largest[:60]),
+        Figure("2 million ids: largest process", run.measured.peak_rss / _MIB, "MiB"),
         Figure(
             "2 million ids: a worker until its ledger is finished",
             fetch.measured.peak_rss / _MIB,
