@@ -184,7 +184,7 @@ class Place:
         """Every raw row of the table and of the view against the truth; "" where they are the same."""
         if self._truth is None:
             rows = expected_vectors(self.data.conditions)
-            self._truth = Counter(f"{row[0]}\t[{','.join(map(str, row[1]))}]\t{row[2]}" for row in rows)
+            self._truth = Counter(f"{i}\t[{','.join(map(str, numerators))}]\t{of}" for i, numerators, of in rows)
         for table in ("default.resolutions_external_ingest", "cascadian_clean.vw_resolutions_truth"):
             sql = f"SELECT condition_id, payout_numerators, payout_denominator FROM {table} FORMAT TSV"  # noqa: S608
             done = subprocess.run(

@@ -43,7 +43,7 @@ def account(ids: Chunk | PrefixRange, batches: Iterable[pa.RecordBatch], expecte
 
     Args:
         ids: the chunk; or a range of prefixes, within which each id is to be there at most once.
-        batches: rows whose first two columns are ``condition_id`` and ``status``.
+        batches: rows that have ``condition_id`` and ``status``.
         expected: number of ids that a range is to have.
     """
     import pyarrow as pa

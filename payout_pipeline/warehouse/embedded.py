@@ -136,14 +136,10 @@ def _take_lock(path: Path, purpose: str, deadline: float) -> contextlib.ExitStac
         waits = max(0.0, deadline - time.monotonic())
         held.enter_context(locks.hold(path.name, purpose=purpose, wait_seconds=waits, log=logger.info))
     except LockHeldError:
+        holder = locks.holder(path.name) or "another process"
         raise WarehouseUnavailableError(
-            f"the embedded database {path} is in use by {holder_of(path)}; waited {time.monotonic() - started:.1f} s for a "
+            f"the embedded database {path} is in use by {holder}; waited {time.monotonic() - started:.1f} s for a "
             f"turn ({purpose}).\nTo repair it: let that process finish or stop it, then run the same step "
             "again; CLICKHOUSE_WAIT_SECONDS sets how long to wait."
         ) from None
     return held
-
-
-def holder_of(path: Path) -> str:
-    """The process that has the directory open, as a phrase for messages."""
-    return str(FileLocks(path.parent).holder(path.name) or "another process")

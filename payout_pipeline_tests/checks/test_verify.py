@@ -18,12 +18,18 @@ from payout_pipeline_tests.report_fixtures import condition, house, open_engine,
 
 
 @pytest.fixture
-def done(backfill: Backfill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backfill]:  # noqa: F811
-    """A finished backfill on the instance of the commands."""
+def nothing_run(backfill: Backfill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Backfill:  # noqa: F811
+    """A backfill that was not begun; the commands have an instance of their own."""
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    return backfill
+
+
+@pytest.fixture
+def done(nothing_run: Backfill) -> Iterator[Backfill]:
+    """A finished backfill on the instance of the commands."""
     with dg.DagsterInstance.get() as instance:
-        backfill.house.instance = instance
-        yield backfill.run_all()
+        nothing_run.house.instance = instance
+        yield nothing_run.run_all()
 
 
 def verify(*arguments: str) -> Result:
@@ -69,12 +75,8 @@ def test_the_checks_of_one_worker_can_be_made_alone(done: Backfill) -> None:
     assert {partition for _, partition in again} == {KEYS[1], None}
 
 
-def test_a_worker_that_does_not_exist_is_a_wrong_usage(
-    backfill: Backfill,  # noqa: F811
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+@pytest.mark.usefixtures("nothing_run")
+def test_a_worker_that_does_not_exist_is_a_wrong_usage() -> None:
     found = verify("--workers", "3")
     assert found.exit_code == 2
     assert "use 1 to 2" in found.output
@@ -82,12 +84,8 @@ def test_a_worker_that_does_not_exist_is_a_wrong_usage(
 
 
 @pytest.mark.slow
-def test_before_any_run_nothing_is_a_success(
-    backfill: Backfill,  # noqa: F811
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+@pytest.mark.usefixtures("nothing_run")
+def test_before_any_run_nothing_is_a_success() -> None:
     code, report = judged()
     assert code == 1
     fetched = {
